@@ -1,0 +1,5 @@
+"""`python -m stcli`."""
+
+from stcli.cli.main import main
+
+main()

@@ -1,0 +1,232 @@
+"""The options of the commands, as the Python calls take them; the command line fills the same classes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stcli.errors import InputError
+
+Progress = Callable[[str, int, int, str], None]
+"""`progress(stage, done, total, unit)`, called now and then while a stage runs; must be quick."""
+
+
+def no_progress(stage: str, done: int, total: int, unit: str) -> None:
+    """The progress that shows nothing."""
+
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+
+
+def parse_bytes(text: str | int) -> int:
+    """`"2GB"`, `"512MiB"` or a number of bytes, as bytes.
+
+    Raises:
+        InputError: not a size.
+    """
+    if isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS:
+        raise InputError(f"size {text!r}: expected a number with a unit, such as 2GB or 512MiB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: the control group's limit or the machine's free memory."""
+    free = 1 << 62
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            bound = Path("/sys/fs/cgroup", limit).read_text().strip()
+            if bound != "max":
+                free = min(free, int(bound) - int(Path("/sys/fs/cgroup", used).read_text()))
+        except (OSError, ValueError):
+            continue
+    return free
+
+
+@dataclass
+class BuildConfig:
+    """Options of `build_index`; see `stcli build-index --help`."""
+
+    id_column: str = "item_id"
+    embedding_column: str = "embedding"
+    feature_columns: Sequence[str] | None = None
+    small_features: bool = True
+    keep_columns: Sequence[str] = ()
+    metric: str = "inner_product"
+    clusters: int | None = None
+    scale: str = "row"
+    bloom_fpr: float = 0.001
+    filter_bytes: int = 64
+    embedding_version: str | None = None
+    bad_rows: str = "fail"
+    max_bad_fraction: float = 0.001
+    memory_limit: str | int | None = None
+    seed: int = 0
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without files.
+
+        Raises:
+            InputError: an option has no usable value.
+        """
+        one_of("--metric", self.metric, ("inner_product", "cosine"))
+        one_of("--scale", self.scale, ("row", "global"))
+        one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
+        at_least("--clusters", self.clusters, 1)
+        at_least("--filter-bytes", self.filter_bytes, 1)
+        fraction("--max-bad-fraction", self.max_bad_fraction)
+
+
+@dataclass
+class PackConfig:
+    """Options of `pack_model`; see `stcli pack-model --help`."""
+
+    embedding_dtype: str = "float16"
+    embeddings: str | None = None
+    id_column: str = "item_id"
+    embedding_column: str = "embedding"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without files.
+
+        Raises:
+            InputError: an option has no usable value.
+        """
+        one_of("--embedding-dtype", self.embedding_dtype, ("float16", "float32", "none"))
+
+
+@dataclass
+class RetrieveConfig:
+    """Options of `retrieve`; see `stcli retrieve --help`."""
+
+    id_column: str = "query_id"
+    embedding_column: str = "embedding"
+    filter_column: str | None = None
+    columns: Sequence[str] = ()
+    item_columns: Sequence[str] = ()
+    k: int = 100
+    probes: int | None = None
+    exact: bool = False
+    target_recall: float = 0.95
+    calibration: str | None = None
+    rescore: int | None = None
+    min_score: float | None = None
+    limit: int | None = None
+    explode: bool = False
+    explain: bool = False
+    score_dtype: str = "float32"
+    embedding_version: str | None = None
+    bad_rows: str = "fail"
+    max_bad_fraction: float = 0.001
+    batch_size: int | None = None
+    part_rows: int = 65_536
+    memory_limit: str | int | None = None
+    seed: int = 0
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    overwrite: bool = False
+    resume: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without files.
+
+        Raises:
+            InputError: an option has no usable value.
+        """
+        at_least("--k", self.k, 1)
+        at_least("--probes", self.probes, 1)
+        at_least("--rescore", self.rescore, self.k)
+        at_least("--batch-size", self.batch_size, 1)
+        at_least("--part-rows", self.part_rows, 1)
+        at_least("--limit", self.limit, 1)
+        one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
+        one_of("--score-dtype", self.score_dtype, ("float32", "float16", "none"))
+        fraction("--max-bad-fraction", self.max_bad_fraction)
+        if not 0 < self.target_recall <= 1:
+            raise InputError(
+                f"--target-recall {self.target_recall}: expected a share above 0 and up to 1, such as 0.95"
+            )
+        if self.exact and self.probes is not None:
+            raise InputError("--exact looks at every cluster, so --probes has no meaning beside it; leave one out")
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on with what is there and --overwrite replaces it; choose one")
+
+
+@dataclass
+class BenchConfig:
+    """Options of `bench`; see `stcli bench --help`."""
+
+    id_column: str = "query_id"
+    embedding_column: str = "embedding"
+    filter_column: str | None = None
+    k: int = 100
+    sample: int = 1000
+    repeat: int = 5
+    probes: Sequence[int] = ()
+    target_recall: float = 0.95
+    min_recall: float | None = None
+    items: str | None = None
+    item_id_column: str = "item_id"
+    item_embedding_column: str = "embedding"
+    batch_size: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without files.
+
+        Raises:
+            InputError: an option has no usable value.
+        """
+        at_least("--k", self.k, 1)
+        at_least("--sample", self.sample, 1)
+        at_least("--repeat", self.repeat, 1)
+        at_least("--batch-size", self.batch_size, 1)
+
+
+def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    """Check that an option is one of some words."""
+    if value not in allowed:
+        raise InputError(f"{option} {value!r}: expected one of {', '.join(allowed)}")
+
+
+def at_least(option: str, value: int | None, least: int) -> None:
+    """Check that an option, if given, is not below `least`."""
+    if value is not None and value < least:
+        raise InputError(f"{option} {value}: expected a whole number of at least {least}")
+
+
+def fraction(option: str, value: float) -> None:
+    """Check that an option lies in 0 … 1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{option} {value}: expected a fraction from 0 to 1")
