@@ -1,0 +1,26 @@
+// The one place with threads: a parallel loop over chunks, taken from a shared counter.
+// Results must not depend on which thread takes which chunk.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace stcli {
+
+// Calls body(chunk, thread) for chunk = 0 … chunks-1; thread is 0 … num_threads-1.
+template <class Body>
+void parallel_for(int64_t chunks, int num_threads, const Body& body) {
+  const int threads = static_cast<int>(std::min<int64_t>(std::max(num_threads, 1), chunks));
+  std::atomic<int64_t> next{0};
+  auto work = [&](int thread) {
+    for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) body(chunk, thread);
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+  if (threads > 0) work(0);
+  for (auto& other : others) other.join();
+}
+
+}  // namespace stcli

@@ -1,0 +1,70 @@
+"""Choose the clusters that each query looks into."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from stcli.errors import InputError
+from stcli.ops import native
+from stcli.ops.checks import Shapes
+from stcli.ops.dispatch import resolve
+from stcli.ops.int_dot import int_dot
+from stcli.ops.keys import best_keys, make_keys, split_keys
+from stcli.types import Quantized
+
+_TILE_SCORES = 1 << 21
+
+
+def choose_probes(queries: Quantized, centroids: Quantized, *, num_probes: int, backend: str = "auto") -> torch.Tensor:
+    """List the clusters whose centroids have the largest dot product with each query, best first.
+
+    The score is `(float32(dot) * query_scale) * centroid_scale` in float32; of equal scores the smaller cluster comes
+    first.
+
+    Args:
+        queries: codes int8 [B, Dp], scales float32 [B].
+        centroids: codes int8 [C, Dp], scales float32 [C].
+        num_probes: clusters for each query, at least 1.
+        backend: see `ops/dispatch.py`.
+
+    Returns:
+        int64 [B, P] with P = min(num_probes, C), each in 0 … C-1, no repeats within a line.
+
+    Raises:
+        TensorError: a tensor has another dtype or shape than stated.
+        InputError: num_probes is below 1.
+    """
+    shapes = Shapes()
+    shapes.check("queries.codes", queries.codes, torch.int8, "B Dp")
+    shapes.check("queries.scales", queries.scales, torch.float32, "B")
+    shapes.check("centroids.codes", centroids.codes, torch.int8, "C Dp")
+    shapes.check("centroids.scales", centroids.scales, torch.float32, "C")
+    if num_probes < 1:
+        raise InputError(f"num_probes is {num_probes}; expected at least 1")
+    num_probes = min(num_probes, len(centroids.scales))
+    form = _native if resolve(backend, queries.codes) == "native" else _torch
+    return form(queries, centroids, num_probes)
+
+
+def _torch(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.Tensor:
+    num_queries, num_clusters = len(queries.scales), len(centroids.scales)
+    probes = torch.empty((num_queries, num_probes), dtype=torch.int64, device=queries.codes.device)
+    clusters = torch.arange(num_clusters, device=queries.codes.device)
+    step = max(1, _TILE_SCORES // max(num_clusters, 1))
+    for start in range(0, num_queries, step):
+        dots = int_dot(queries.codes[start : start + step], centroids.codes)
+        scores = (dots.float() * queries.scales[start : start + step, None]) * centroids.scales
+        probes[start : start + step] = split_keys(best_keys(make_keys(scores, clusters), num_probes)).rows
+    return probes
+
+
+def _native(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.Tensor:
+    library = native.library()
+    assert library is not None
+    probes = torch.empty((len(queries.scales), num_probes), dtype=torch.int64)
+    tensors = [t.contiguous() for t in (queries.codes, queries.scales, centroids.codes, centroids.scales)]
+    sizes = (*queries.codes.shape[:1], *centroids.codes.shape, num_probes, native.num_threads())
+    library.stcli_choose_probes(*map(native.pointer, tensors), *map(ctypes.c_int64, sizes), native.pointer(probes))
+    return probes

@@ -1,0 +1,139 @@
+"""What `search_clusters` and `search_rows` share: their checks, and the torch form that scores tiles.
+
+A tile is some queries times some rows. Its scores become int64 keys (see `ops/keys.py`), rows that a query may not
+see become the empty key, and the best k0 keys of each query are carried from tile to tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from stcli.errors import InputError, TensorError
+from stcli.ops.checks import Shapes
+from stcli.ops.int_dot import int_dot
+from stcli.ops.keys import EMPTY_KEY, MAX_ROWS, best_keys, make_keys, split_keys
+from stcli.types import Candidates, Postings, Quantized, SearchIndex
+
+_TILE_QUERIES = 512
+_TILE_ROWS = 4096
+
+Bounds = tuple[torch.Tensor, torch.Tensor]
+Tile = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The arguments that both searches take; see `search_clusters` for shapes and meaning."""
+
+    queries: Quantized
+    index: SearchIndex
+    words: torch.Tensor | None
+    filter_of_query: torch.Tensor
+    k0: int
+    excluded: Postings | None
+    bounds: Bounds | None
+
+    def check(self) -> Shapes:
+        """Check dtypes, shapes and ranges; returns the bound letters.
+
+        Raises:
+            TensorError: a tensor has another dtype, shape or range than stated.
+            InputError: k0 is below 1, or the index has more rows than a key can hold.
+        """
+        shapes, index, clusters = Shapes(), self.index, self.index.clusters
+        shapes.check("index.codes", index.codes, torch.int8, "N Dp")
+        for name in ("scales", "errors", "norms"):
+            shapes.check(f"index.{name}", getattr(index, name), torch.float32, "N")
+        shapes.check("clusters.centroids.scales", clusters.centroids.scales, torch.float32, "C")
+        shapes.check("clusters.offsets", clusters.offsets, torch.int64, "C+1")
+        shapes.check("queries.codes", self.queries.codes, torch.int8, "B Dp")
+        shapes.check("queries.scales", self.queries.scales, torch.float32, "B")
+        shapes.check("filter_of_query", self.filter_of_query, torch.int64, "B")
+        num_rows, num_filters = len(index.scales), 0
+        if self.words is not None:
+            shapes.check("words", self.words, torch.int64, "F W")
+            num_filters = len(self.words)
+            if self.words.shape[1] != -(-num_rows // 64):
+                raise TensorError(
+                    f"words: W={-(-num_rows // 64)} expected for N={num_rows}, got W={self.words.shape[1]}"
+                )
+        check_range("filter_of_query", self.filter_of_query, num_filters)
+        if self.excluded is not None:
+            shapes.check("excluded.values", self.excluded.values, torch.int64, "E")
+            shapes.check("excluded.offsets", self.excluded.offsets, torch.int64, "B+1")
+            if int(self.excluded.offsets[-1]) != len(self.excluded.values):
+                raise TensorError(
+                    f"excluded.offsets: last is {int(self.excluded.offsets[-1])}, "
+                    f"expected the length of excluded.values, {len(self.excluded.values)}"
+                )
+        if self.bounds is not None:
+            shapes.check("query_norms", self.bounds[0], torch.float32, "B")
+            shapes.check("query_errors", self.bounds[1], torch.float32, "B")
+        if self.k0 < 1:
+            raise InputError(f"k0 is {self.k0}; expected at least 1")
+        if num_rows > MAX_ROWS:
+            raise InputError(f"the index has {num_rows} rows; one index holds at most {MAX_ROWS}; make shards")
+        return shapes
+
+    def run(self, tiles: Iterable[Tile]) -> Candidates:
+        """Score the tiles (queries int64 [q], rows int64 [r]) and keep the best; no (query, row) pair comes twice."""
+        shape = (len(self.queries.scales), self.k0)
+        best = torch.full(shape, EMPTY_KEY, dtype=torch.int64, device=self.queries.codes.device)
+        excluded = self._excluded_pairs()
+        for queries, rows in split_tiles(tiles):
+            keys = make_keys(self._scores(queries, rows), rows)
+            keys.masked_fill_(~self._allowed(queries, rows, excluded), EMPTY_KEY)
+            best[queries] = best_keys(torch.cat([best[queries], best_keys(keys, self.k0)], dim=1), self.k0)
+        return split_keys(best)
+
+    def _scores(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        index = self.index
+        dots = int_dot(self.queries.codes[queries], index.codes[rows])
+        scores = (dots.float() * self.queries.scales[queries, None]) * index.scales[rows]
+        if self.bounds is not None:
+            norms, errors = (bound[queries, None] for bound in self.bounds)
+            scores = scores + (norms * index.errors[rows] + errors * index.norms[rows])
+        return scores
+
+    def _allowed(self, queries: torch.Tensor, rows: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
+        allowed = torch.ones((len(queries), len(rows)), dtype=torch.bool, device=rows.device)
+        if self.words is not None and len(self.words):
+            filters = self.filter_of_query[queries, None]
+            bits = (self.words[filters.clamp_min(0), rows >> 6] >> (rows & 63)) & 1
+            allowed = (bits != 0) | (filters < 0)
+        if excluded is not None and len(excluded):
+            pairs = queries[:, None] * len(self.index.scales) + rows
+            places = torch.searchsorted(excluded, pairs).clamp_max(len(excluded) - 1)
+            allowed &= excluded[places] != pairs
+        return allowed
+
+    def _excluded_pairs(self) -> torch.Tensor | None:
+        """Query * N + row of the excluded pairs, ascending."""
+        if self.excluded is None:
+            return None
+        queries = torch.arange(len(self.queries.scales), device=self.excluded.values.device)
+        return queries.repeat_interleave(self.excluded.offsets.diff()) * len(self.index.scales) + self.excluded.values
+
+
+def split_tiles(tiles: Iterable[Tile]) -> Iterator[Tile]:
+    """Cut large tiles, so that one takes some 100 MB at most; leave out empty ones."""
+    for queries, rows in tiles:
+        for row_part in rows.split(_TILE_ROWS):
+            for query_part in queries.split(_TILE_QUERIES):
+                if len(query_part) and len(row_part):
+                    yield query_part, row_part
+
+
+def check_range(name: str, numbers: torch.Tensor, end: int) -> None:
+    """Fail unless all numbers are in -1 … end - 1.
+
+    Raises:
+        TensorError: naming the smallest and the largest number.
+    """
+    if numbers.numel():
+        low, high = (int(number) for number in torch.aminmax(numbers))
+        if low < -1 or high >= end:
+            raise TensorError(f"{name}: numbers in -1 … {end - 1} expected, got {low} … {high}")

@@ -1,0 +1,65 @@
+"""The native form of both searches: one structure with all arguments, as `kernels/scan.h` declares it."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from stcli.ops import native
+from stcli.ops.scan import Scan
+from stcli.types import Candidates
+
+
+class _SearchArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("num_queries", "num_rows", "dim")),
+        *((name, ctypes.c_void_p) for name in ("query_codes", "query_scales", "query_norms", "query_errors")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "errors", "norms", "words")),
+        ("num_words", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_offsets")),
+        ("k0", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("found_rows", "found_scores")),
+        ("num_threads", ctypes.c_int64),
+    ]
+
+
+def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidates:
+    """Call `stcli_<function>(arguments, *more)`; tensors go as pointers, numbers as int64."""
+    library = native.library()
+    assert library is not None
+    queries, index, num_queries = scan.queries, scan.index, len(scan.queries.scales)
+    rows = torch.empty((num_queries, scan.k0), dtype=torch.int64)
+    scores = torch.empty((num_queries, scan.k0), dtype=torch.float32)
+    tensors = {
+        "query_codes": queries.codes,
+        "query_scales": queries.scales,
+        "codes": index.codes,
+        "scales": index.scales,
+        "errors": index.errors,
+        "norms": index.norms,
+        "found_rows": rows,
+        "found_scores": scores,
+    }
+    if scan.bounds is not None:
+        tensors["query_norms"], tensors["query_errors"] = scan.bounds
+    if scan.words is not None and scan.words.numel():
+        tensors |= {"words": scan.words, "filter_of_query": scan.filter_of_query}
+    if scan.excluded is not None and len(scan.excluded.values):
+        tensors |= {"excluded_rows": scan.excluded.values, "excluded_offsets": scan.excluded.offsets}
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}  # kept alive until the call returns
+    kept = [item.contiguous() if isinstance(item, torch.Tensor) else item for item in more]
+    arguments = _SearchArguments(
+        num_queries=num_queries,
+        num_rows=len(index.scales),
+        dim=index.codes.shape[1],
+        num_words=0 if scan.words is None else scan.words.shape[1],
+        k0=scan.k0,
+        num_threads=native.num_threads(),
+        **{name: tensor.data_ptr() for name, tensor in contiguous.items()},
+    )
+    getattr(library, f"stcli_{function}")(
+        ctypes.byref(arguments),
+        *(native.pointer(item) if isinstance(item, torch.Tensor) else ctypes.c_int64(item) for item in kept),
+    )
+    return Candidates(rows, scores)

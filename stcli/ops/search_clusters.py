@@ -1,0 +1,70 @@
+"""Search the rows of the clusters that each query probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from stcli.ops.dispatch import resolve
+from stcli.ops.scan import Bounds, Scan, Tile, check_range
+from stcli.ops.scan_native import run_native
+from stcli.types import Candidates, Postings, Quantized, SearchIndex
+
+
+def search_clusters(
+    queries: Quantized,
+    index: SearchIndex,
+    probes: torch.Tensor,
+    words: torch.Tensor | None,
+    filter_of_query: torch.Tensor,
+    *,
+    k0: int,
+    excluded: Postings | None = None,
+    bounds: Bounds | None = None,
+    backend: str = "auto",
+) -> Candidates:
+    """Find the best k0 admitted rows in the probed clusters of each query.
+
+    The score is `(float32(dot) * query_scale) * row_scale`, float32, the dot exact in int32. With `bounds` it is
+    instead an upper bound of the product of query and packed embedding,
+    `score + (query_norms[b] * errors[r] + query_errors[b] * norms[r])`. The result of a query depends neither on
+    threads nor on the rest of the batch.
+
+    Args:
+        queries: codes int8 [B, Dp], scales float32 [B].
+        index: the rows, in cluster order.
+        probes: int64 [B, P], each in 0 … C-1 or -1 for an unused slot, no repeats within a line.
+        words: int64 [F, W], the admitted rows of each distinct filter; None if no query has one.
+        filter_of_query: int64 [B], line of `words`, or -1 for a query without a filter.
+        k0: candidates kept for each query.
+        excluded: rows never returned: line b has the rows of query b, int64, ascending; None for none.
+        bounds: (query_norms float32 [B], query_errors float32 [B]), at least the norm of code * scale plus its error,
+            and of query - code * scale; None for plain scores.
+        backend: see `ops/dispatch.py`.
+
+    Returns:
+        Candidates [B, k0].
+
+    Raises:
+        TensorError: a tensor has another dtype, shape or range than stated.
+        InputError: k0 is below 1.
+    """
+    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
+    scan.check().check("probes", probes, torch.int64, "B P")
+    check_range("probes", probes, len(index.clusters.offsets) - 1)
+    if resolve(backend, queries.codes) == "native":
+        offsets = index.clusters.offsets
+        return run_native(scan, "search_clusters", offsets, len(offsets) - 1, probes, probes.shape[1])
+    return scan.run(_tiles(probes, index.clusters.offsets))
+
+
+def _tiles(probes: torch.Tensor, offsets: torch.Tensor) -> Iterator[Tile]:
+    """For each cluster that is probed at all: its queries, its rows."""
+    clusters, slots = torch.sort(probes.flatten(), stable=True)
+    queries = slots // max(probes.shape[1], 1)
+    probed, counts = torch.unique_consecutive(clusters, return_counts=True)
+    spans = torch.stack([offsets[probed.clamp_min(0)], offsets[probed.clamp_min(0) + 1]], dim=1).tolist()
+    for cluster, (first, end), part in zip(probed.tolist(), spans, queries.split(counts.tolist()), strict=True):
+        if cluster >= 0:
+            yield part, torch.arange(first, end, device=offsets.device)
