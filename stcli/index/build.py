@@ -1,0 +1,161 @@
+"""The build from staged rows to a sealed index directory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stcli import __version__
+from stcli.config import BuildConfig, Progress
+from stcli.filters.layout import Layout, plan_layout
+from stcli.filters.vocabulary import Vocabulary
+from stcli.index import kmeans, write
+from stcli.index.ingest import Staged
+from stcli.ops.build_bit_matrix import build_bit_matrix
+from stcli.ops.quantize_rows import quantize_rows
+from stcli.storage.index_dir import IndexWriter
+from stcli.types import BitMatrix, Postings, Quantized
+
+ASSIGN_ROWS = 1 << 14
+OWN_ROWS_LIMIT = 4096
+
+
+@dataclass
+class Build:
+    """One build: its inputs, and the seconds that each stage took."""
+
+    staged: Staged
+    config: BuildConfig
+    writer: IndexWriter
+    device: torch.device
+    progress: Progress
+    timings: dict[str, float]
+
+    def run(self) -> dict[str, Any]:
+        """Cluster, order and write everything; return the body of the manifest."""
+        staged, config, writer = self.staged, self.config, self.writer
+        num_items = len(staged.keep)
+        num_clusters = min(config.clusters or kmeans.default_num_clusters(num_items), num_items)
+        with self._timed("cluster"):
+            centroids = self._train(num_clusters)
+        with self._timed("assign"):
+            chosen = self._assign(centroids)
+        order = write.order_by_cluster(staged.keep, chosen, num_clusters)
+        scale = staged.largest / 127 if config.scale == "global" and staged.largest else None
+        with self._timed("quantize"):
+            write.write_clusters(writer, centroids, order)
+            write.write_vectors(
+                writer,
+                staged,
+                order,
+                scale,
+                config.backend,
+                lambda done: self.progress("quantize", done, num_items, "items"),
+            )
+        with self._timed("terms"):
+            vocabulary = write.write_terms(writer, staged.terms, order)
+        with self._timed("filter"):
+            layout, matrix = self._matrix(vocabulary, num_items)
+            write.write_matrix(writer, matrix, layout)
+        with self._timed("ids"):
+            write.write_ids(writer, staged.ids, order)
+            write.write_columns(writer, staged.columns, order)
+        sizes = np.diff(order.offsets)
+        return {
+            "tool_version": __version__,
+            "num_items": num_items,
+            "dim": staged.embeddings.shape[1],
+            "num_clusters": num_clusters,
+            "cluster_sizes": [int(sizes.min()), int(np.median(sizes)), int(sizes.max())],
+            "metric": config.metric,
+            "scale": config.scale,
+            "seed": config.seed,
+            "embedding_version": config.embedding_version,
+            "ids": "int64" if staged.ids.type == "int64" else "string",
+            "lengths_differ": bool(staged.lengths_differ),
+            "zero_vectors": staged.zero_vectors,
+            "nulls_in_lists": 0,
+            "filter": describe_filter(matrix, vocabulary, layout, config),
+            "columns": staged.columns.column_names if staged.columns is not None else [],
+        }
+
+    def _timed(self, stage: str) -> _Timer:
+        return _Timer(stage, self.timings)
+
+    def _train(self, num_clusters: int) -> Quantized:
+        staged, config = self.staged, self.config
+        rows = staged.keep[kmeans.sample_rows(len(staged.keep), num_clusters, config.seed)]
+        points = torch.from_numpy(staged.embeddings[rows].astype(np.float32)).to(self.device)
+        return kmeans.train(
+            points,
+            num_clusters,
+            seed=config.seed,
+            backend=config.backend,
+            progress=lambda done: self.progress("cluster", done, kmeans.ITERATIONS, "iterations"),
+        )
+
+    def _assign(self, centroids: Quantized) -> np.ndarray:
+        keep = self.staged.keep
+        chosen = np.empty(len(keep), np.int32)
+        for start in range(0, len(keep), ASSIGN_ROWS):
+            part = slice(start, start + ASSIGN_ROWS)
+            vectors = torch.from_numpy(self.staged.embeddings[keep[part]]).to(self.device)
+            nearest = kmeans.assign(
+                quantize_rows(vectors, backend=self.config.backend), centroids, backend=self.config.backend
+            )
+            chosen[part] = nearest.cpu().numpy()
+            self.progress("assign", min(start + ASSIGN_ROWS, len(keep)), len(keep), "items")
+        return chosen
+
+    def _matrix(self, vocabulary: Vocabulary, num_items: int) -> tuple[Layout, BitMatrix]:
+        layout = plan_layout(vocabulary, num_items, bloom_fpr=self.config.bloom_fpr, own_rows_limit=OWN_ROWS_LIMIT)
+        folder = self.writer.folder
+        values = (
+            np.load(folder / "term_values.npy", mmap_mode="c")
+            if self.staged.terms.offsets[-1]
+            else np.zeros(0, np.int32)
+        )
+        offsets = np.load(folder / "term_offsets.npy", mmap_mode="c")
+        terms = Postings(torch.from_numpy(values), torch.from_numpy(offsets))
+        return layout, build_bit_matrix(terms, layout.plan, backend=self.config.backend)
+
+
+class _Timer:
+    def __init__(self, stage: str, timings: dict[str, float]) -> None:
+        self._stage, self._timings = stage, timings
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._timings[self._stage] = self._timings.get(self._stage, 0.0) + time.perf_counter() - self._start
+
+
+def describe_filter(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, config: BuildConfig) -> dict[str, Any]:
+    """The `filter` part of the manifest: sizes, and where each feature stands."""
+    widths = torch.diff(matrix.bloom_offsets)
+    num_bytes = 8 * (matrix.own.numel() + matrix.bloom.numel())
+    return {
+        "num_terms": vocabulary.num_terms,
+        "own_rows": matrix.own.shape[0],
+        "bloom_rows": [int(widths.min()), int(widths.median()), int(widths.max())] if len(widths) else [0, 0, 0],
+        "num_hashes": matrix.num_hashes,
+        "bloom_fpr": config.bloom_fpr,
+        "bytes_per_item": round(num_bytes / matrix.num_items, 3),
+        "features": [
+            {
+                "name": feature.name,
+                "kind": feature.kind,
+                "multi": feature.multi,
+                "first_term": feature.first_term,
+                "num_terms": feature.num_terms,
+                "presence_row": layout.features[feature.name].presence_row,
+                "slices": layout.features[feature.name].slices,
+            }
+            for feature in vocabulary.features
+        ],
+    }

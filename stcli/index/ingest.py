@@ -1,0 +1,238 @@
+"""Reading the item table once: ids, embeddings and terms go to files, bad rows are set aside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stcli.config import BuildConfig, Progress
+from stcli.errors import InputError
+from stcli.index.terms import CollectedTerms, TermCollector
+from stcli.storage.columns import (
+    BadRows,
+    embedding_type,
+    feature_kind,
+    first_length,
+    id_type,
+    read_embeddings,
+    read_feature,
+    read_ids,
+)
+from stcli.storage.ids import id_order, repeated
+from stcli.storage.parquet import Table
+from stcli.storage.quarantine import Quarantine
+
+BATCH_BYTES = 1 << 25  # decoded embeddings of one batch
+
+SMALL_DISTINCT = 256
+"""A scalar column with at most so many values among its first SMALL_SAMPLE rows is a feature unasked."""
+
+SMALL_SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Staged:
+    """The item table as files of the build, in table order without the bad rows.
+
+    Attributes:
+        ids: int64 or large_string [N].
+        keep: int64 [n], the staged rows that become items, ascending: those without a repeated id.
+        embeddings: float16 or float32 [N, D], memory-mapped.
+        terms: of every row.
+        columns: the kept columns as a memory-mapped Arrow table, or None.
+        largest: largest absolute value in any embedding.
+        zero_vectors: rows whose embedding is zero.
+        lengths_differ: embedding norms are not all within 1 % of each other.
+    """
+
+    ids: pa.Array
+    keep: np.ndarray
+    embeddings: np.ndarray
+    terms: CollectedTerms
+    columns: pa.Table | None
+    largest: float
+    zero_vectors: int
+    lengths_differ: bool
+
+
+@dataclass(frozen=True)
+class ItemSchema:
+    """What the build reads from the item table, checked against the schema.
+
+    Attributes:
+        features: name -> (kind, is_list).
+        dim: D.
+        dtype: in which embeddings are kept, float16 or float32.
+        ids_are_strings: ids are kept as text.
+    """
+
+    features: dict[str, tuple[str, bool]]
+    dim: int
+    dtype: np.dtype
+    ids_are_strings: bool
+
+
+def feature_columns(table: Table, config: BuildConfig) -> list[str]:
+    """The columns that become features.
+
+    Without `feature_columns` in the options, every other column that can be one. With them, those
+    named, and every scalar column with few distinct values, which costs a few bits an item and lets
+    a filter name it (not with `small_features=False`).
+    """
+    taken = {config.id_column, config.embedding_column, *config.keep_columns, *(config.feature_columns or ())}
+    others = [field.name for field in table.schema if field.name not in taken and _can_be_feature(field)]
+    if config.feature_columns is None:
+        return others
+    named = list(dict.fromkeys(config.feature_columns))
+    return named + (_small(table, others) if config.small_features else [])
+
+
+def _can_be_feature(field: pa.Field) -> bool:
+    try:
+        feature_kind(field.type, field.name)
+    except InputError:
+        return False
+    return True
+
+
+def _small(table: Table, columns: list[str]) -> list[str]:
+    """The scalar string, integer, boolean and date columns with few distinct values in the first rows."""
+    kinds = {name: feature_kind(table.schema.field(name).type, name) for name in columns}
+    scalar = [name for name, (kind, is_list) in kinds.items() if not is_list and kind not in ("float", "timestamp")]
+    if not scalar:
+        return []
+    first = [batch for _, batch in table.batches(scalar, SMALL_SAMPLE, stop=SMALL_SAMPLE)]
+    sample = pa.Table.from_batches(first)
+    return [name for name in scalar if pc.count_distinct(sample[name]).as_py() <= SMALL_DISTINCT]
+
+
+def check_schema(table: Table, config: BuildConfig) -> ItemSchema:
+    """Check the columns that the build needs; reads only as far as the first embedding.
+
+    Raises:
+        InputError: a column is missing or has an unusable type, or the table is empty.
+    """
+    if table.num_rows == 0:
+        raise InputError(f"{table.name}: has no rows; expected at least one item")
+    name = table.name
+    ids = id_type(table.column_type(config.id_column, "--id-column"), f"{name}: column {config.id_column!r}")
+    where = f"{name}: column {config.embedding_column!r}"
+    dtype, dim = embedding_type(table.column_type(config.embedding_column, "--embedding-column"), where)
+    if dim is None:
+        for _, batch in table.batches([config.embedding_column], 1024):
+            dim = first_length(batch.column(0))
+            if dim is not None:
+                break
+    if not dim:
+        raise InputError(f"{where} holds no embedding with at least one value")
+    features = {
+        column: feature_kind(table.column_type(column, "--feature-columns"), f"{name}: column {column!r}")
+        for column in feature_columns(table, config)
+    }
+    for column in config.keep_columns:
+        table.column_type(column, "--keep-columns")
+    kept = np.dtype(np.float32) if config.metric == "cosine" else dtype
+    return ItemSchema(features, dim, kept, ids.is_string)
+
+
+def ingest(
+    table: Table, schema: ItemSchema, config: BuildConfig, folder: Path, quarantine: Quarantine, progress: Progress
+) -> Staged:
+    """Read the table once, batch by batch, into files under `folder`.
+
+    Raises:
+        InputError: a bad row in mode "fail", too many of them, or nothing left.
+    """
+    columns = [config.id_column, config.embedding_column, *schema.features, *config.keep_columns]
+    batch_rows = int(np.clip(BATCH_BYTES // (4 * schema.dim), 256, 65_536))
+    collector = TermCollector({name: kind for name, (kind, _) in schema.features.items()}, folder)
+    ids: list[pa.Array] = []
+    kept = _ColumnFile(folder, table.schema, config.keep_columns)
+    norms = np.array([np.inf, 0.0])
+    largest, zeros = 0.0, 0
+    with (folder / "embeddings.bin").open("wb") as embeddings:
+        for row, batch in table.batches(columns, batch_rows):
+            bad = BadRows.none(batch.num_rows)
+            batch_ids = read_ids(batch.column(config.id_column), bad)
+            vectors = read_embeddings(batch.column(config.embedding_column), schema.dim, schema.dtype, bad)
+            quarantine.take(row, bad, batch_ids)
+            if bad.bad.any():
+                good = pa.array(~bad.bad)
+                batch, batch_ids, vectors = batch.filter(good), batch_ids.filter(good), vectors[~bad.bad]
+            lengths = _norms(vectors)
+            zeros += int((lengths == 0).sum())
+            if config.metric == "cosine":
+                vectors = (vectors / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32)
+            elif len(lengths):
+                norms = np.array([min(norms[0], lengths.min()), max(norms[1], lengths.max())])
+            largest = max(largest, float(vectors.max(initial=0)), -float(vectors.min(initial=0)))
+            vectors.tofile(embeddings)
+            collector.add(
+                {
+                    name: read_feature(batch.column(name), kind, is_list, f"{table.name}: column {name!r}")
+                    for name, (kind, is_list) in schema.features.items()
+                }
+            )
+            kept.add(batch)
+            ids.append(batch_ids)
+            progress("read", row + batch.num_rows, table.num_rows, "items")
+    all_ids = pa.concat_arrays(ids)
+    if not len(all_ids):
+        raise InputError(f"{table.name}: no usable row is left; every one of {table.num_rows} was rejected")
+    keep = _without_repeats(all_ids, table, quarantine)
+    return Staged(
+        ids=all_ids,
+        keep=keep,
+        embeddings=np.memmap(folder / "embeddings.bin", schema.dtype, "r", shape=(len(all_ids), schema.dim)),
+        terms=collector.finish(),
+        columns=kept.finish(),
+        largest=largest,
+        zero_vectors=zeros,
+        lengths_differ=config.metric != "cosine" and norms[1] > 1.01 * norms[0],
+    )
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    wide = vectors.astype(np.float32, copy=False)
+    return np.sqrt(np.einsum("ij,ij->i", wide, wide))
+
+
+def _without_repeats(ids: pa.Array, table: Table, quarantine: Quarantine) -> np.ndarray:
+    repeats = repeated(ids, id_order(ids))
+    rejected = np.sort(np.asarray(quarantine.rows, np.int64))
+    for place in repeats:
+        quarantine.add(_table_row(int(place), rejected), ids[int(place)].as_py(), "id occurs at an earlier row already")
+    return np.setdiff1d(np.arange(len(ids)), repeats, assume_unique=True)
+
+
+def _table_row(place: int, rejected: np.ndarray) -> int:
+    """The table row of the `place`-th row that was not rejected."""
+    row = place
+    while (passed := place + int(np.searchsorted(rejected, row, "right"))) != row:
+        row = passed
+    return row
+
+
+class _ColumnFile:
+    """The kept columns as an Arrow file that can be mapped."""
+
+    def __init__(self, folder: Path, schema: pa.Schema, names: object) -> None:
+        self._names = list(names)  # type: ignore[call-overload]
+        self._path = folder / "columns.arrow"
+        self._writer = None
+        if self._names:
+            self._writer = pa.ipc.new_file(self._path, pa.schema([schema.field(name) for name in self._names]))
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._writer is not None:
+            self._writer.write_batch(batch.select(self._names))
+
+    def finish(self) -> pa.Table | None:
+        if self._writer is None:
+            return None
+        self._writer.close()
+        return pa.ipc.open_file(pa.memory_map(str(self._path))).read_all()

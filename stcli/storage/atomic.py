@@ -1,0 +1,104 @@
+"""Outputs appear whole or not at all: they are written beside their name and renamed when done."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stcli.errors import ExistsError, InputError, RunError
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse, before any work, an output that exists or whose folder does not.
+
+    Raises:
+        ExistsError: it is there and `overwrite` is False.
+        InputError: its parent folder is missing.
+    """
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: its folder {path.absolute().parent} does not exist; create it first")
+    if path.exists() and not overwrite:
+        raise ExistsError(f"{path}: already exists; choose another -o or add --overwrite to replace it")
+
+
+def partial_path(path: Path) -> Path:
+    """Where an output is written until it is whole: `OUT.partial`."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def new_directory(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A fresh `OUT.partial/` to write into; renamed to `OUT` on success, removed on failure."""
+    check_output(path, overwrite)
+    partial = partial_path(path)
+    remove(partial)
+    partial.mkdir()
+    with removed_on_failure(partial):
+        yield partial
+        publish(partial, path)
+
+
+@contextmanager
+def new_file(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A file `OUT.partial` to write; renamed to `OUT` on success, removed on failure."""
+    check_output(path, overwrite)
+    partial = partial_path(path)
+    remove(partial)
+    with removed_on_failure(partial):
+        yield partial
+        publish(partial, path)
+
+
+@contextmanager
+def removed_on_failure(partial: Path) -> Iterator[None]:
+    """Remove `partial` if the block raises; a full disk becomes one sentence."""
+    try:
+        yield
+    except BaseException as error:
+        remove(partial)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(f"{partial}: the disk is full; nothing was published, free space and run again") from error
+        raise
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`, replacing what is there only once `partial` is complete.
+
+    An existing directory cannot be replaced by one rename: it steps aside, and is removed last.
+    """
+    sync(partial)
+    aside = path.with_name(path.name + ".replaced")
+    remove(aside)
+    if path.is_dir() and not path.is_symlink():
+        os.rename(path, aside)
+    os.replace(partial, path)
+    sync(path.absolute().parent)
+    remove(aside)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to write a file or directory entry to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file through a temporary one, so that a reader sees the old or the new text."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or directory, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif path.exists() or path.is_symlink():
+        path.unlink()

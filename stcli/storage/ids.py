@@ -1,0 +1,95 @@
+"""Item ids: int64 or string, in row order, and the map from id to row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class ItemIds:
+    """The ids of the rows.
+
+    Attributes:
+        ids: int64 array, or large_string, [N] in row order; its buffers may be memory-mapped.
+        order: int64 [N], rows by ascending id (signed int64, or UTF-8 bytes).
+        rank: int64 or int32 [N], position of a row's id in that order.
+    """
+
+    ids: pa.Array
+    order: np.ndarray
+    rank: np.ndarray
+
+    @property
+    def is_string(self) -> bool:
+        """Ids are strings."""
+        return not pa.types.is_integer(self.ids.type)
+
+    def take(self, rows: np.ndarray) -> pa.Array:
+        """Ids of rows int64 [M]."""
+        if self.is_string:
+            return self.ids.take(pa.array(rows))
+        return pa.array(self.ids.to_numpy()[rows])
+
+    def rows_of(self, wanted: pa.Array) -> np.ndarray:
+        """Row of each id, int64 [M]; -1 for an id that is not there or is null."""
+        missing = wanted.is_null().to_numpy(zero_copy_only=False)
+        if self.is_string:
+            place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids)
+            found = pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+            return np.where(missing, -1, found)
+        keys = pc.fill_null(wanted.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        if not len(self.order):
+            return np.full(len(keys), -1, np.int64)
+        values = self.ids.to_numpy()
+        place = np.searchsorted(values, keys, sorter=self.order)
+        rows = self.order[np.minimum(place, len(self.order) - 1)]
+        return np.where((values[rows] == keys) & ~missing, rows, -1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are stored; see FORMAT.md."""
+        stored = {"id_order": self.order, "id_rank": self.rank}
+        if not self.is_string:
+            return {"item_ids": self.ids.to_numpy(), **stored}
+        _, offsets, data = self.ids.buffers()
+        place = np.frombuffer(offsets, np.int64)[self.ids.offset : self.ids.offset + len(self.ids) + 1]
+        raw = np.frombuffer(data, np.uint8)[place[0] : place[-1]] if place[-1] > place[0] else np.zeros(0, np.uint8)
+        return {"item_id_bytes": raw, "item_id_offsets": place - place[0], **stored}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ItemIds:
+        """The inverse of `arrays`; nothing is copied."""
+        if "item_ids" in arrays:
+            ids = pa.array(np.asarray(arrays["item_ids"]))
+        else:
+            offsets, data = arrays["item_id_offsets"], arrays["item_id_bytes"]
+            buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(np.ascontiguousarray(data))]
+            ids = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
+        return cls(ids, arrays["id_order"], arrays["id_rank"])
+
+    @classmethod
+    def of(cls, ids: pa.Array) -> ItemIds:
+        """Sort the ids of the rows."""
+        order = id_order(ids)
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        return cls(ids, order, rank)
+
+
+def id_order(ids: pa.Array) -> np.ndarray:
+    """Rows by ascending id; equal ids keep their order. int64 [N]."""
+    if pa.types.is_integer(ids.type):
+        return np.argsort(ids.to_numpy(), kind="stable")
+    return pc.sort_indices(ids.cast(pa.large_binary())).to_numpy().astype(np.int64)
+
+
+def repeated(ids: pa.Array, order: np.ndarray) -> np.ndarray:
+    """Positions (ascending) whose id stands at an earlier position already."""
+    if len(order) < 2:
+        return np.zeros(0, np.int64)
+    ordered = ids.take(pa.array(order))
+    same = pc.equal(ordered.slice(1), ordered.slice(0, len(order) - 1)).to_numpy(zero_copy_only=False)
+    return np.sort(order[1:][same])

@@ -1,0 +1,81 @@
+"""Manifests: canonical JSON, fingerprints, and the checks on opening a file of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stcli.errors import FormatError
+
+INDEX, ARTIFACT, RESULTS, REPORT = "stcli-index", "stcli-artifact", "stcli-results", "stcli-report"
+
+VERSIONS = {INDEX: (1, 0), ARTIFACT: (1, 0), RESULTS: (1, 0), REPORT: (1, 0)}
+"""Format version written by this tool: (major, minor)."""
+
+HASH_CHUNK = 1 << 24
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of the canonical JSON of `value`, hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def hash_array(array: np.ndarray) -> str:
+    """SHA-256 of the bytes of a C-contiguous array, read in chunks."""
+    digest = hashlib.sha256()
+    flat = array.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, HASH_CHUNK):
+        digest.update(flat[start : start + HASH_CHUNK])
+    return digest.hexdigest()
+
+
+def sealed(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+    """`body` with format, version and the fingerprint of all of it."""
+    whole = {"format": kind, "version": list(VERSIONS[kind]), **body}
+    return {**whole, "fingerprint": fingerprint(whole)}
+
+
+def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
+    """Check that a manifest is of this format, readable by this tool and unedited; return it.
+
+    Raises:
+        FormatError: another format, another major or a newer minor version, or an edited manifest.
+    """
+    if not isinstance(manifest, dict) or manifest.get("format") != kind:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise FormatError(f"{where}: is {found!r}, expected {kind!r}")
+    major, minor = manifest.get("version", [0, 0])
+    ours = VERSIONS[kind]
+    if major != ours[0] or minor > ours[1]:
+        raise FormatError(
+            f"{where}: format version {major}.{minor}, this stcli reads {ours[0]}.0 to {ours[0]}.{ours[1]}; make it again with this version, or use the newer stcli"
+        )
+    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    if manifest.get("fingerprint") != fingerprint(body):
+        raise FormatError(
+            f"{where}: the manifest does not match its fingerprint, so it was edited or damaged; make it again"
+        )
+    return manifest
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        FormatError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: not found, so this is no whole {what}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path}: is not JSON ({error}), so this {what} is damaged") from error

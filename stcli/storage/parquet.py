@@ -1,0 +1,201 @@
+"""Reading Parquet tables: which files, which columns, and batches with their place in the table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from stcli.errors import InputError, nearest
+
+FOOTER_BYTES = 8  # 4-byte footer length and the magic PAR1
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """One Parquet file of a table: where it is, its rows, and the table row at which it starts."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    num_rows: int
+    first_row: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A Parquet table of one or more files with the same columns; nothing but footers was read.
+
+    Attributes:
+        name: how messages call it.
+        files: in reading order.
+        schema: of the first file.
+    """
+
+    name: str
+    files: tuple[TableFile, ...]
+    schema: pa.Schema
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all files."""
+        return sum(file.num_rows for file in self.files)
+
+    def fingerprint(self) -> dict[str, object]:
+        """Rows and, for each file, its size and the SHA-256 of its footer."""
+        parts = []
+        for file in self.files:
+            with file.filesystem.open_input_file(file.path) as handle:
+                size = handle.size()
+                footer = int.from_bytes(handle.read_at(4, size - FOOTER_BYTES), "little")
+                digest = hashlib.sha256(handle.read_at(footer + FOOTER_BYTES, size - footer - FOOTER_BYTES)).hexdigest()
+            parts.append({"bytes": size, "footer_sha256": digest})
+        return {"rows": self.num_rows, "files": parts}
+
+    def column_type(self, column: str, option: str) -> pa.DataType:
+        """Type of a column.
+
+        Raises:
+            InputError: there is no such column; the message lists those there are.
+        """
+        index = self.schema.get_field_index(column)
+        if index < 0:
+            raise InputError(f"{self.name}: no column {column!r} ({option}); {nearest(column, self.schema.names)}")
+        return self.schema.field(index).type
+
+    def batches(
+        self, columns: Sequence[str], batch_rows: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (table row, batch) over the table rows `start … stop - 1`, in order.
+
+        Only row groups that overlap the range are read. A batch has at most `batch_rows` rows.
+        """
+        stop = self.num_rows if stop is None else min(stop, self.num_rows)
+        wanted = list(dict.fromkeys(columns))
+        for file in self.files:
+            if file.first_row >= stop or file.first_row + file.num_rows <= start:
+                continue
+            with file.filesystem.open_input_file(file.path) as handle:
+                yield from _file_batches(file, handle, wanted, batch_rows, start, stop)
+
+    def where(self, row: int) -> str:
+        """`file.parquet row 4211` for a table row, for messages."""
+        for file in self.files:
+            if file.first_row <= row < file.first_row + file.num_rows:
+                local = row - file.first_row
+                return f"row {local}" if len(self.files) == 1 else f"{Path(file.path).name} row {local}"
+        return f"row {row}"
+
+
+def _file_batches(
+    file: TableFile, handle: pa.NativeFile, columns: list[str], batch_rows: int, start: int, stop: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    reader = pq.ParquetFile(handle, pre_buffer=False)
+    row = file.first_row
+    for group in range(reader.metadata.num_row_groups):
+        rows = reader.metadata.row_group(group).num_rows
+        if row + rows <= start or row >= stop:
+            row += rows
+            continue
+        for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=True):
+            low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+            if low < high:
+                yield row + low, batch.slice(low, high - low)
+            row += batch.num_rows
+
+
+def open_table(sources: str | Path | Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
+    """Open one file, several, a directory, or any URI that a pyarrow filesystem knows.
+
+    In a directory every file below it counts except hidden ones and those with a leading
+    underscore (`_SUCCESS`, `_metadata`).
+
+    Args:
+        sources: paths or URIs.
+        columns: columns that must have the same type in every file.
+
+    Raises:
+        InputError: nothing there, not Parquet, or the files disagree about a column.
+    """
+    given = [sources] if isinstance(sources, str | Path) else list(sources)
+    if not given:
+        raise InputError("no Parquet input was given; name a file, a directory or a URI")
+    name = Path(str(given[0])).name or str(given[0])
+    name += f" and {len(given) - 1} more" if len(given) > 1 else ""
+    files: list[TableFile] = []
+    schema: pa.Schema | None = None
+    row = 0
+    for source in given:
+        for filesystem, path in _list_files(str(source)):
+            file_schema, num_rows = _read_footer(filesystem, path)
+            schema = file_schema if schema is None else schema
+            _check_same_columns(schema, file_schema, path, columns)
+            files.append(TableFile(filesystem, path, num_rows, row))
+            row += num_rows
+    if schema is None:
+        raise InputError(f"{name}: no Parquet file found; expected *.parquet files that are not hidden")
+    return Table(name, tuple(files), schema)
+
+
+def resolve_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem of a path or URI, and the path in it.
+
+    Raises:
+        InputError: the URI scheme is unknown to pyarrow.
+    """
+    if "://" not in source:
+        return pafs.LocalFileSystem(), str(Path(source).absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(source)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{source}: cannot be opened as a pyarrow filesystem ({error}); use a path or a URI such as s3://bucket/table"
+        ) from error
+    return filesystem, path
+
+
+def _list_files(source: str) -> list[tuple[pafs.FileSystem, str]]:
+    filesystem, path = resolve_filesystem(source)
+    info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise InputError(f"{source}: no such file or directory")
+    if info.type == pafs.FileType.File:
+        return [(filesystem, path)]
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    names = sorted(entry.path for entry in found if entry.type == pafs.FileType.File and entry.size > 0)
+    visible = [item for item in names if not _is_hidden(item[len(path) :])]
+    return [(filesystem, item) for item in visible]
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith((".", "_")) for part in path.split("/") if part)
+
+
+def _read_footer(filesystem: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:
+    try:
+        with filesystem.open_input_file(path) as handle:
+            reader = pq.ParquetFile(handle)
+            return reader.schema_arrow, reader.metadata.num_rows
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}); expected Parquet"
+        ) from error
+
+
+def _check_same_columns(first: pa.Schema, other: pa.Schema, path: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in first.names:
+            continue
+        if column not in other.names:
+            raise InputError(
+                f"{path}: no column {column!r}, which the other files of the table have; {nearest(column, other.names)}"
+            )
+        expected, found = first.field(column).type, other.field(column).type
+        if found != expected:
+            raise InputError(
+                f"{path}: column {column!r} is {found}, but {expected} in the first file; every file needs the same type"
+            )

@@ -1,0 +1,89 @@
+"""Bad rows: fail at the first, or set them aside with their reason in a Parquet file beside the output."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stcli.errors import InputError
+from stcli.storage.columns import BadRows
+from stcli.storage.parquet import Table
+
+SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
+
+
+def rejected_path(output: Path) -> Path:
+    """The file that lists the rejected rows of an output: `OUT.rejected.parquet`."""
+    return output.with_name(output.name + ".rejected.parquet")
+
+
+class Quarantine:
+    """Collects the rows of one table that cannot be used.
+
+    Args:
+        table: where they come from, for messages.
+        mode: "fail" raises at the first bad row; "quarantine" keeps a list of them.
+        max_fraction: more than this share of all rows is an error in both modes.
+    """
+
+    def __init__(self, table: Table, mode: str, max_fraction: float) -> None:
+        self._table, self._mode, self._max = table, mode, max_fraction
+        self.rows: list[int] = []
+        self._ids: list[str] = []
+        self._reasons: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def known(self) -> set[int]:
+        """The table rows noted so far."""
+        return set(self.rows)
+
+    def entries(self, start: int = 0) -> list[tuple[int, str, str]]:
+        """(row, id, reason) of the bad rows noted, from the `start`-th on."""
+        return list(zip(self.rows[start:], self._ids[start:], self._reasons[start:], strict=True))
+
+    def take(self, first_row: int, bad: BadRows, ids: pa.Array) -> None:
+        """Note the bad rows of a batch that starts at table row `first_row`.
+
+        Raises:
+            InputError: there is one and the mode is "fail", or there are too many.
+        """
+        for local in sorted(bad.reasons):
+            self.add(first_row + local, ids[local].as_py(), bad.reasons[local])
+
+    def add(self, row: int, row_id: object, reason: str) -> None:
+        """Note one bad row; as `take`."""
+        if self._mode == "fail":
+            raise InputError(
+                f"{self._table.name}: {self._table.where(row)} (id {row_id!r}): {reason}; mend it, or use --bad-rows quarantine to set such rows aside"
+            )
+        self.rows.append(row)
+        self._ids.append(str(row_id))
+        self._reasons.append(reason)
+        if len(self.rows) > self._max * max(self._table.num_rows, 1):
+            raise InputError(
+                f"{self._table.name}: {len(self.rows)} bad rows so far, the last {self._table.where(row)} ({reason}); "
+                f"more than --max-bad-fraction {self._max:g} of {self._table.num_rows} rows, so nothing was written"
+            )
+
+    def write(self, output: Path) -> Path | None:
+        """Write the list beside `output`, or remove an old one if there were none; the path if written."""
+        path = rejected_path(output)
+        if not self.rows:
+            path.unlink(missing_ok=True)
+            return None
+        order = np.argsort(self.rows, kind="stable")
+        columns = [
+            pa.array(np.asarray(values, dtype=object)[order].tolist())
+            for values in (self.rows, self._ids, self._reasons)
+        ]
+        temporary = path.with_name(path.name + ".tmp")
+        pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
+        os.replace(temporary, path)
+        return path

@@ -1,0 +1,153 @@
+"""The results directory: Parquet parts of a fixed range of query rows, and a manifest, written last. See FORMAT.md.
+
+While a run is going on, everything stands in `OUT.partial/`; each part is renamed into place when
+it is whole, so a part that exists is finished work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stcli.errors import ExistsError, FormatError, InputError
+from stcli.storage import atomic
+from stcli.storage.manifest import RESULTS, canonical, check_sealed, read_json, sealed
+
+MANIFEST = "manifest.json"
+IDENTITY = "identity.json"
+CALIBRATION = "calibration.json"
+
+
+def part_name(number: int) -> str:
+    """File name of a part."""
+    return f"part-{number:05d}.parquet"
+
+
+class ResultsWriter:
+    """Writes the parts of one run, or goes on with an interrupted one.
+
+    Args:
+        output: the directory to appear when the run is whole.
+        identity: what the results depend on: fingerprints and options.
+        resume: go on with what an interrupted run left.
+        overwrite: replace an existing output.
+
+    Raises:
+        ExistsError: the output is there, or an interrupted run is and neither option was given.
+        InputError: `resume`, but the inputs or options are not those of the interrupted run.
+    """
+
+    def __init__(self, output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
+        self.output, self.folder = output, atomic.partial_path(output)
+        self._identity = dict(identity)
+        if not (resume and self.folder.is_dir()):
+            atomic.check_output(output, overwrite)
+            if self.folder.exists() and not overwrite:
+                raise ExistsError(
+                    f"{self.folder}: an interrupted run is there; add --resume to go on with it, or --overwrite to start again"
+                )
+            atomic.remove(self.folder)
+            self.folder.mkdir()
+            atomic.write_text(self.folder / IDENTITY, canonical(self._identity))
+            return
+        before = read_json(self.folder / IDENTITY, "interrupted run")
+        changed = sorted(
+            key for key in self._identity.keys() | before.keys() if self._identity.get(key) != before.get(key)
+        )
+        if changed:
+            key = changed[0]
+            raise InputError(
+                f"{self.folder}: {', '.join(changed)} changed since the run was interrupted ({key} was {_short(before.get(key))}, is {_short(self._identity.get(key))}); "
+                "give the same inputs and options, or --overwrite to start again"
+            )
+
+    def has_part(self, number: int) -> bool:
+        """The part is finished."""
+        return (self.folder / part_name(number)).exists()
+
+    def calibration(self) -> Any | None:
+        """The calibration of the interrupted run, if it got that far."""
+        path = self.folder / CALIBRATION
+        return read_json(path, "interrupted run") if path.exists() else None
+
+    def save_calibration(self, data: Any) -> None:
+        """Keep the calibration, before the first part."""
+        atomic.write_text(self.folder / CALIBRATION, canonical(data))
+
+    def write_part(
+        self, number: int, batches: Iterable[pa.RecordBatch], schema: pa.Schema, info: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Write a part; what `info` gives once all batches are written is kept in its footer, for `part_info`."""
+        path = self.folder / part_name(number)
+        temporary = path.with_name(path.name + ".tmp")
+        plain = [field.name for field in schema if not pa.types.is_list(field.type)]
+        with pq.ParquetWriter(
+            temporary, schema, use_dictionary=plain, compression="zstd", compression_level=1
+        ) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+            writer.add_key_value_metadata({"stcli": canonical(info())})
+        atomic.sync(temporary)
+        os.replace(temporary, path)
+
+    def part_info(self, number: int) -> dict[str, Any]:
+        """What `write_part` was given with this part."""
+        return part_info(self.folder / part_name(number))
+
+    def discard(self) -> None:
+        """Remove what this run wrote."""
+        atomic.remove(self.folder)
+
+    def finish(self, body: Mapping[str, Any], num_parts: int, run: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the manifest and give the directory its name."""
+        parts = []
+        for number in range(num_parts):
+            path = self.folder / part_name(number)
+            parts.append({"name": path.name, "rows": pq.read_metadata(path).num_rows})
+        manifest = sealed(
+            RESULTS, {**body, "identity": self._identity, "calibration": self.calibration(), "parts": parts}
+        )
+        for name in (IDENTITY, CALIBRATION):
+            (self.folder / name).unlink(missing_ok=True)
+        atomic.write_text(self.folder / "run.json", canonical(dict(run)))
+        atomic.write_text(self.folder / MANIFEST, canonical(manifest))
+        atomic.publish(self.folder, self.output)
+        return manifest
+
+
+def part_info(path: Path) -> dict[str, Any]:
+    """What was kept in the footer of a part.
+
+    Raises:
+        FormatError: the file is no part of ours.
+    """
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return json.loads(metadata[b"stcli"])
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        raise FormatError(f"{path}: is no whole part of a results directory; remove it and resume") from error
+
+
+def open_results(path: Path) -> dict[str, Any]:
+    """The manifest of a whole results directory.
+
+    Raises:
+        FormatError: not one, or not whole.
+    """
+    manifest = check_sealed(RESULTS, read_json(path / MANIFEST, "results directory"), path / MANIFEST)
+    for part in manifest["parts"]:
+        file = path / part["name"]
+        if not file.exists() or pq.read_metadata(file).num_rows != part["rows"]:
+            raise FormatError(f"{file}: missing or not {part['rows']} rows long; retrieve again")
+    return manifest
+
+
+def _short(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= 40 else text[:37] + "..."

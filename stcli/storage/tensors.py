@@ -1,0 +1,168 @@
+"""Named arrays on disk: how they are described, and safetensors files written without holding them in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stcli.errors import FormatError
+
+COPY_BYTES = 1 << 24
+HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors format
+
+SAFETENSORS_DTYPES = {
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "float16": "F16",
+    "int32": "I32",
+    "float32": "F32",
+    "int64": "I64",
+    "float64": "F64",
+}
+NUMPY_DTYPES = {name: np.dtype(dtype) for dtype, name in SAFETENSORS_DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class LazyArray:
+    """An array that is computed while it is written.
+
+    Attributes:
+        dtype: of the elements.
+        shape: of the whole.
+        chunks: yields C-contiguous pieces in order; together they are the whole array.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    chunks: Iterator[np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray | LazyArray], metadata: Callable[[dict[str, str]], str]
+) -> str:
+    """Write a safetensors file with one metadata key, `stcli`.
+
+    The tensors stand by falling element size, then by name, so that each is aligned to its elements
+    and equal content gives equal bytes. They are hashed as they are written, and the header, which
+    holds the hashes, is written again at the end: its length must not depend on them.
+
+    Args:
+        path: the file, new.
+        tensors: by name; arrays may be memory-mapped, `LazyArray`s are consumed.
+        metadata: gives the text kept under `__metadata__.stcli` for the SHA-256 of each tensor.
+
+    Returns:
+        The metadata written.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries: dict[str, object] = {}
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        end = position + tensor.nbytes
+        entries[name] = {
+            "dtype": SAFETENSORS_DTYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+
+    def header(text: str) -> bytes:
+        raw = json.dumps(
+            {"__metadata__": {"stcli": text}, **entries}, separators=(",", ":"), ensure_ascii=False
+        ).encode()
+        raw += b" " * (-(len(raw) + 8) % 64)
+        return struct.pack("<Q", len(raw)) + raw
+
+    hashes = dict.fromkeys(names, "0" * 64)
+    placeholder = header(metadata(hashes))
+    with path.open("wb") as file:
+        file.write(placeholder)
+        for name in names:
+            digest = hashlib.sha256()
+            for chunk in array_chunks(tensors[name]):
+                digest.update(chunk)
+                file.write(chunk)
+            hashes[name] = digest.hexdigest()
+        text = metadata(hashes)
+        final = header(text)
+        assert len(final) == len(placeholder)
+        file.seek(0)
+        file.write(final)
+        file.flush()
+        os.fsync(file.fileno())
+    return text
+
+
+def array_chunks(tensor: np.ndarray | LazyArray) -> Iterator[memoryview]:
+    """The bytes of an array in pieces of some megabytes."""
+    if isinstance(tensor, LazyArray):
+        for chunk in tensor.chunks:
+            yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+        return
+    flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, COPY_BYTES):
+        yield flat[start : start + COPY_BYTES].data
+
+
+def read_safetensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Map a safetensors file: its `stcli` metadata, and arrays that load pages when touched.
+
+    The mapping is copy-on-write, so that torch may wrap it; nothing here writes to it.
+
+    Raises:
+        FormatError: truncated, not safetensors, or without our metadata.
+    """
+    header, start = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or "stcli" not in metadata:
+        raise FormatError(f"{path}: is a safetensors file, but was not made by stcli pack-model")
+    size = path.stat().st_size
+    mapped = np.memmap(path, np.uint8, "c")
+    arrays = {}
+    for name, entry in header.items():
+        try:
+            dtype, shape = NUMPY_DTYPES[entry["dtype"]], tuple(entry["shape"])
+            low, high = (start + int(offset) for offset in entry["data_offsets"])
+            if high > size or high - low != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+                raise FormatError(
+                    f"{path}: tensor {name!r} ends at byte {high}, the file has {size}; it is truncated or damaged, copy or pack it again"
+                )
+            arrays[name] = np.ndarray(shape, dtype, mapped, low)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"{path}: the header entry of tensor {name!r} is damaged ({error}); pack it again"
+            ) from error
+    return metadata["stcli"], arrays
+
+
+def _read_header(path: Path) -> tuple[dict, int]:
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT, path.stat().st_size - 8):
+            raise FormatError(
+                f"{path}: is not a safetensors file, or is truncated; expected one made by stcli pack-model"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise FormatError(
+                f"{path}: is not a safetensors file ({error}); expected one made by stcli pack-model"
+            ) from error
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: is not a safetensors file; expected one made by stcli pack-model")
+    return header, 8 + length
