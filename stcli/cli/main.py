@@ -1,0 +1,103 @@
+"""The command line: parses, calls the pipeline, prints, and sets the exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from stcli import __version__
+from stcli.cli.commands import bench, build_index, inspect, pack_model, retrieve
+from stcli.errors import StcliError
+
+HELP = """Filtered embedding retrieval over Parquet: each query with its own filter, on the CPU or a GPU.
+
+\b
+  stcli build-index items.parquet     -o items.index         Parquet  -> index directory
+  stcli pack-model  items.index       -o model.safetensors   index    -> one model artifact
+  stcli retrieve    model.safetensors queries.parquet -o results
+  stcli bench       model.safetensors queries.parquet -o report
+  stcli inspect     ANY-OF-THESE
+"""
+
+UsageError = typer.BadParameter.mro()[1]
+"""Any error in the command line itself; typer brings its own copy of click, or depends on it, by version."""
+
+app = typer.Typer(
+    help=HELP,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    suggest_commands=True,
+)
+for command in (build_index, pack_model, retrieve, bench, inspect):
+    app.command(no_args_is_help=True)(command)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"stcli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+class Terminated(SystemExit):
+    """SIGTERM: stop cleanly, with the exit code that the shell gives it."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated(128 + signal.SIGTERM)
+
+
+def main() -> NoReturn:
+    """Run a command and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command; 0 done, 1 failed, 2 bad options or inputs, 3 threshold missed, 130 interrupted."""
+    verbose = "-v" in arguments or "--verbose" in arguments
+    try:
+        result: Any = app(arguments, standalone_mode=False, prog_name="stcli")
+        return result if isinstance(result, int) else 0
+    except StcliError as error:
+        return _fail(str(error), error.exit_code, verbose)
+    except typer.Exit as error:
+        return error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return _fail("interrupted; what was finished is kept, --resume goes on with it", 130, False)
+    except UsageError as error:
+        error.show()
+        return 2
+    except MemoryError:
+        return _fail("out of memory; lower --batch-size or --memory-limit", 1, verbose)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return _fail(f"{error.filename or 'output'}: {error.strerror}", 1, verbose)
+
+
+def _fail(message: str, code: int, trace: bool) -> int:
+    if trace:
+        traceback.print_exc()
+    print(f"stcli: error: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,117 @@
+"""What the commands print: summaries on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+HIDDEN = {"calibration": ("artifact", "k", "seed")}
+"""Parts of a summary that only `--json` shows."""
+
+
+class Output:
+    """Prints for one command, as its options ask."""
+
+    def __init__(self, as_json: bool, quiet: bool, no_progress: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+        self._bars = not (quiet or no_progress) and sys.stderr.isatty()
+        self._bar: Any = None
+        self._stage = ""
+
+    def progress(self, stage: str, done: int, total: int, unit: str) -> None:
+        """One bar a stage, with rate and time left; nothing unless stderr is a terminal."""
+        if not self._bars:
+            return
+        if stage != self._stage:
+            from tqdm import tqdm
+
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(
+                total=total, desc=f"{stage:>10}", unit=f" {unit}", unit_scale=True, dynamic_ncols=True, file=sys.stderr
+            )
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar that is shown."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def warn(self, text: str) -> None:
+        """One warning on stderr."""
+        if not self.quiet:
+            print(f"stcli: warning: {text}", file=sys.stderr)
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """The summary of a command: one JSON object, or a short table."""
+        self.close()
+        for text in summary.get("warnings", []):
+            self.warn(text)
+        if self.as_json:
+            print(json.dumps(summary, ensure_ascii=False, default=str))
+        elif not self.quiet:
+            print_table(str(summary["command"]), rows_of(summary))
+
+
+def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """A summary as (group, name, value) lines; the group is named on its first line only."""
+    rows = []
+    for key, value in summary.items():
+        if key in ("command", "warnings") or value is None or value == {}:
+            continue
+        group = key.replace("_", " ")
+        if not isinstance(value, Mapping):
+            rows.append((group, "", show(key, value, key)))
+            continue
+        for name, item in value.items():
+            if item is not None and name not in HIDDEN.get(key, ()):
+                rows.append((group, name.replace("_", " "), show(name, item, key)))
+                group = ""
+    return rows
+
+
+def show(name: str, value: Any, group: str) -> str:
+    """A number with thousands separators, bytes with a unit, seconds with `s`; anything else as text."""
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int) and ("bytes" in group or name.endswith("bytes")):
+        return show_bytes(value)
+    if isinstance(value, int | float) and group == "timings_s":
+        return f"{value:,.2f} s"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, list | tuple):
+        return " / ".join(show(name, item, group) for item in value)
+    text = str(value)
+    return text[:16] if name == "fingerprint" else text
+
+
+def show_bytes(count: int) -> str:
+    """1.5 GB, 12.0 MB, 3 KB or 17 B."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def print_table(title: str, rows: list[tuple[str, str, str]]) -> None:
+    """A table of groups, names and values on stdout."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE, show_header=False, pad_edge=False
+    )
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)

@@ -1,0 +1,31 @@
+"""Open a packed artifact as a module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from stcli.model.retriever import Retriever
+from stcli.storage.artifact import open_artifact_file
+
+
+def open_artifact(
+    path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto", verify: bool = False
+) -> Retriever:
+    """Open an artifact made by `pack_model`; its tensors are mapped and load when they are touched.
+
+    Args:
+        path: the .safetensors file.
+        device: where the search tensors go; the CPU maps the file, a GPU copies it.
+        backend: see `ops/dispatch.py`.
+        verify: check the hash of every tensor first.
+
+    Returns:
+        A `Retriever`, ready to be called.
+
+    Raises:
+        FormatError: not an artifact, truncated, edited or of another version.
+    """
+    retriever = Retriever(open_artifact_file(Path(path), verify), backend)
+    return retriever.to(device).eval()

@@ -1,0 +1,153 @@
+"""How each query is searched: plain data in, plain data out.
+
+The route is a pure function of the admitted count, the sizes of the artifact and the calibration;
+never of time, threads, batch size, device or free memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from stcli.errors import InputError
+
+ROUTES = ("probe", "rows")
+"""`probe` scores the nearest clusters; `rows` scores every admitted row, whatever its cluster."""
+
+PROBE, ROWS = range(2)
+
+BANDS = ("no filter", "> 10 %", "2-10 %", "0.5-2 %", "< 0.5 %")
+"""Shares of the items that a query's filter admits; calibrated one by one."""
+
+BAND_EDGES = (0.005, 0.02, 0.10)
+
+DEFAULT_PROBED_SHARE = 1 / 16
+"""Clusters probed without a calibration."""
+
+SPARSE_ROW_COST = 5.0
+"""Scoring one admitted row picked by its bit, in units of a row scored in a full tile."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Clusters to probe in each band, measured on a sample of queries.
+
+    Attributes:
+        artifact: fingerprint of the artifact it was measured on.
+        k: results a query that it was measured for.
+        target_recall: recall that each band's lower bound reaches.
+        seed: of the sample.
+        probes: for each band; the number of clusters means every admitted row.
+        recall: mean recall of the sample at that setting, for each band; None without queries.
+        lower_bound: one-sided 95 % lower bound of it.
+        queries: sample queries of each band.
+    """
+
+    artifact: str
+    k: int
+    target_recall: float
+    seed: int
+    probes: tuple[int, ...]
+    recall: tuple[float | None, ...]
+    lower_bound: tuple[float | None, ...]
+    queries: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; `from_json` is the inverse."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Calibration:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: a key is missing.
+        """
+        try:
+            values = {
+                key: tuple(data[key]) if isinstance(data[key], list) else data[key] for key in cls.__dataclass_fields__
+            }
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"calibration: {error} is missing; expected a file written by stcli retrieve or bench"
+            ) from error
+        return cls(**values)
+
+    def check(self, artifact: str, k: int) -> None:
+        """Refuse a calibration of another artifact or k.
+
+        Raises:
+            InputError: it was measured on something else.
+        """
+        if self.artifact != artifact:
+            raise InputError(
+                f"calibration: was measured on artifact {self.artifact[:12]}, this one is {artifact[:12]}; calibrate again"
+            )
+        if self.k != k:
+            raise InputError(f"calibration: was measured for k={self.k}, this run has k={k}; calibrate again")
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a batch is searched.
+
+    Attributes:
+        k: results a query.
+        candidates: K0, candidates that are re-scored.
+        probes: clusters probed for every query, or None to plan each query.
+        exact: prove that the results are the best k of all eligible items.
+        calibration: clusters to probe in each band, or None for the default share.
+    """
+
+    k: int
+    candidates: int
+    probes: int | None = None
+    exact: bool = False
+    calibration: Calibration | None = None
+
+
+def default_candidates(k: int) -> int:
+    """K0: the candidates that are re-scored for k results."""
+    return max(k + 32, int(1.3 * k))
+
+
+def bands_of(admitted: torch.Tensor, filtered: torch.Tensor, num_items: int) -> torch.Tensor:
+    """Band number int64 [B] of queries with admitted int64 [B] items and a filter or not, bool [B]."""
+    share = admitted.double() / max(num_items, 1)
+    below = sum((share < edge).long() for edge in BAND_EDGES)
+    return torch.where(filtered, 1 + below, 0)
+
+
+def plan(
+    options: SearchOptions, admitted: torch.Tensor, filtered: torch.Tensor, num_items: int, num_clusters: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the route and the number of probes of each query.
+
+    Args:
+        options: of the batch.
+        admitted: int64 [B], items that the bit matrix admits.
+        filtered: bool [B], the query has a filter.
+        num_items: N.
+        num_clusters: C.
+
+    Returns:
+        routes int64 [B] (PROBE or ROWS) and probes int64 [B].
+    """
+    if options.exact:
+        return torch.full_like(admitted, ROWS), torch.full_like(admitted, num_clusters)
+    if options.probes is not None:
+        probes = torch.full_like(admitted, min(options.probes, num_clusters))
+        return torch.full_like(admitted, PROBE), probes
+    bands = bands_of(admitted, filtered, num_items)
+    if options.calibration is not None:
+        per_band = torch.tensor(options.calibration.probes, dtype=torch.int64, device=admitted.device)
+    else:
+        share = max(round(num_clusters * DEFAULT_PROBED_SHARE), 1)
+        per_band = torch.tensor([share, 2 * share, 4 * share, num_clusters, num_clusters], device=admitted.device)
+    probes = per_band.clamp(max=num_clusters)[bands]
+    probe_cost = probes.double() * num_items / num_clusters + num_clusters
+    rows_cost = (admitted.double() * SPARSE_ROW_COST).clamp(max=float(num_items))
+    routes = torch.where((rows_cost <= probe_cost) | (probes >= num_clusters), ROWS, PROBE)
+    return routes, probes

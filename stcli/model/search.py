@@ -1,0 +1,199 @@
+"""The search of one tile of queries: candidates by int8, exact verification, re-scoring, and again where it fell short."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from stcli.filters.program import FilterBatch
+from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
+from stcli.model.results import Results
+from stcli.ops.choose_probes import choose_probes
+from stcli.ops.count_bits import count_bits
+from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys
+from stcli.ops.quantize_rows import quantize_rows
+from stcli.ops.rescore import rescore
+from stcli.ops.search_clusters import search_clusters
+from stcli.ops.search_rows import search_rows
+from stcli.ops.verify_terms import verify_terms
+from stcli.types import PAD_ROW, Candidates, Quantized
+
+if TYPE_CHECKING:
+    from stcli.model.retriever import Retriever
+
+SLOTS = 1 << 24
+"""Candidate slots held at once, 12 bytes each."""
+
+WIDEN_PROBES = 4
+
+
+@dataclass
+class _Found:
+    """What one attempt found for some queries, best first.
+
+    Attributes:
+        rows: int64 [b, k], -1 in empty slots.
+        scores: float32 [b, k].
+        full: bool [b], every candidate slot was taken, so there may be more.
+        bound: float32 [b], no row outside the candidates has a larger upper bound.
+    """
+
+    rows: torch.Tensor
+    scores: torch.Tensor
+    full: torch.Tensor
+    bound: torch.Tensor
+
+
+class Search:
+    """One tile of queries with its filters evaluated.
+
+    Args:
+        model: the packed model.
+        vectors: float32 [B, D] on the model's device.
+        filters: planned, on the model's device.
+        host_filters: the same on the CPU, for verification.
+        words: int64 [F, W] admitted rows of each filter, or None.
+        options: how to search.
+    """
+
+    def __init__(
+        self,
+        model: Retriever,
+        vectors: torch.Tensor,
+        filters: FilterBatch,
+        host_filters: FilterBatch,
+        words: torch.Tensor | None,
+        options: SearchOptions,
+    ) -> None:
+        self.model, self.vectors, self.words, self.options = model, vectors, words, options
+        self.host_filters = host_filters
+        self.index, self.backend = model.index, model.backend
+        self.filter_of_query = filters.filter_of_query
+        self.narrow = vectors[:, : int(model.manifest["dim"])].contiguous()
+        self.queries = quantize_rows(self.narrow, backend=self.backend)
+        self.k = min(options.k, model.num_items)
+        self.embeddings = model.embeddings
+        self.bounded = hasattr(model, "errors") and self.embeddings is not None
+        unverified = host_filters.filter_of_query
+        if host_filters.program is not None:
+            exact = host_filters.program.exact[unverified.clamp(min=0)]
+            unverified = torch.where(exact, -1, unverified)
+        self.unverified = unverified
+        self.admitted = torch.full_like(self.filter_of_query, model.num_items)
+        if words is not None:
+            counted = count_bits(words)[self.filter_of_query.clamp(min=0)]
+            self.admitted = torch.where(self.filter_of_query >= 0, counted, self.admitted)
+
+    def run(self) -> Results:
+        """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
+        model, options = self.model, self.options
+        count = len(self.vectors)
+        device = self.vectors.device
+        routes, probes = plan(options, self.admitted, self.filter_of_query >= 0, model.num_items, model.num_clusters)
+        slots = torch.full((count,), min(options.candidates, model.num_items), device=device)
+        rows = torch.full((count, self.k), PAD_ROW, device=device)
+        scores = torch.full((count, self.k), -torch.inf, device=device)
+        work = torch.zeros(count, dtype=torch.int64, device=device)
+        pending = torch.arange(count, device=device)
+        while len(pending):
+            again = []
+            for which, route, num_probes, k0 in _groups(pending, routes, probes, slots):
+                found = self._attempt(which, route, num_probes, k0, work)
+                rows[which, :], scores[which, :] = found.rows, found.scores
+                unfinished = which[self._unfinished(found, which, route)]
+                if len(unfinished):
+                    again.append(unfinished)
+                    self._widen(unfinished, found.full[torch.isin(which, unfinished)], routes, probes, slots)
+            pending = torch.cat(again) if again else pending[:0]
+        return Results(
+            rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes.cpu(),
+            torch.where(routes == PROBE, probes, 0).cpu(), self.admitted.cpu(), model.ids,
+        )  # fmt: skip
+
+    def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
+        """Search some queries once, in pieces that bound the candidate slots."""
+        parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(max(SLOTS // k0, 1))]
+        return _Found(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "scores", "full", "bound"))
+        )
+
+    def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
+        queries = Quantized(self.queries.codes[which], self.queries.scales[which])
+        filters = self.filter_of_query[which]
+        if route == ROWS:
+            bounds = self._bounds(which, queries) if self.options.exact and self.bounded else None
+            found = search_rows(queries, self.index, self.words, filters, k0=k0, bounds=bounds, backend=self.backend)
+            work[which] += self.admitted[which]
+        else:
+            clusters = self.index.clusters
+            probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=self.backend)
+            found = search_clusters(queries, self.index, probes, self.words, filters, k0=k0, backend=self.backend)
+            work[which] += clusters.offsets.diff()[probes].sum(1)
+        full, bound = found.rows[:, -1] >= 0, found.scores[:, -1]
+        eligible = self._verify(found, which)
+        candidates = torch.where(eligible, found.rows, PAD_ROW)
+        if self.embeddings is None:
+            scores = torch.where(eligible, found.scores, -torch.inf)
+        else:
+            scores = rescore(self.vectors[which], self.embeddings, candidates, backend=self.backend)
+        return _Found(*self._best(candidates, scores), full, bound)
+
+    def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norms of the queries and of their quantization errors, rounded up as `errors` and `norms` of the rows are."""
+        vectors = self.narrow[which]
+        restored = queries.codes[:, : vectors.shape[1]].float() * queries.scales[:, None]
+        slack = 1 + (vectors.shape[1] + 16) * 2.0**-23
+        return vectors.norm(dim=1) * slack, (vectors - restored).norm(dim=1) * slack + vectors.norm(dim=1) * (slack - 1)
+
+    def _verify(self, found: Candidates, which: torch.Tensor) -> torch.Tensor:
+        """Which candidates satisfy their query's filter by their exact terms; bool [b, k0]."""
+        filters = self.unverified[which.cpu()]
+        if self.host_filters.terms is None or not bool((filters >= 0).any()):
+            return found.rows >= 0
+        eligible = verify_terms(
+            self.model.terms, self.host_filters.terms, found.rows.cpu(), filters, backend=self.backend
+        )
+        return eligible.to(found.rows.device)
+
+    def _best(self, candidates: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best candidates of each line by score, then item id."""
+        rank = self.model.get_buffer("id_rank")[candidates.clamp(min=0)]
+        keys = torch.where(candidates >= 0, make_keys(scores, rank), EMPTY_KEY)
+        best = best_keys(keys, self.k)
+        empty = best == EMPTY_KEY
+        order = self.model.get_buffer("id_order")
+        rows = order[(0xFFFFFFFF - (best & 0xFFFFFFFF)).masked_fill(empty, 0)]
+        ordered = (best >> 32).to(torch.int32)
+        values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+        return rows.masked_fill(empty, PAD_ROW), values.masked_fill(empty, -torch.inf)
+
+    def _unfinished(self, found: _Found, which: torch.Tensor, route: int) -> torch.Tensor:
+        """Which queries may have results that this attempt did not see; bool [b]."""
+        counts = (found.rows >= 0).sum(1)
+        short = counts < self.k
+        if not self.options.exact or self.embeddings is None:
+            more = found.full if route == ROWS else counts < self.admitted[which]
+            return short & more
+        last = found.scores[:, -1]
+        proven = (found.bound < last) if self.bounded else torch.zeros_like(short)
+        return found.full & ~proven
+
+    def _widen(
+        self, which: torch.Tensor, full: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        """More candidates where all slots were taken, more clusters where they were not; at last, every admitted row."""
+        slots[which] = torch.where(full, slots[which] * 2, slots[which]).clamp(max=self.model.num_items)
+        probed = which[(routes[which] == PROBE)]
+        probes[probed] *= WIDEN_PROBES
+        routes[probed] = torch.where(probes[probed] >= self.model.num_clusters, ROWS, PROBE)
+
+
+def _groups(
+    pending: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor
+) -> list[tuple[torch.Tensor, int, int, int]]:
+    """The pending queries by equal route, probes and slots: (queries, route, probes, slots)."""
+    kinds = torch.stack([routes[pending], torch.where(routes[pending] == ROWS, 0, probes[pending]), slots[pending]], 1)
+    distinct, place = kinds.unique(dim=0, return_inverse=True)
+    return [(pending[place == number], *kind) for number, kind in enumerate(distinct.tolist())]

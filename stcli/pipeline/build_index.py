@@ -1,0 +1,84 @@
+"""`build_index`: a Parquet item table becomes an index directory."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stcli.config import BuildConfig, Progress, no_progress
+from stcli.index.build import Build
+from stcli.index.ingest import check_schema, ingest
+from stcli.pipeline.device import choose_device, limit_threads
+from stcli.pipeline.memory import MemoryWatch, limit_arrow
+from stcli.storage import atomic
+from stcli.storage.index_dir import IndexWriter
+from stcli.storage.parquet import open_table
+from stcli.storage.quarantine import Quarantine
+
+VERSION_METADATA = b"embedding_version"
+"""Key of the Parquet schema metadata that names the version of the embeddings."""
+
+
+def build_index(
+    items: str | Path | Sequence[str | Path], output: str | Path, *, progress: Progress = no_progress, **options: Any
+) -> dict[str, Any]:
+    """Build an index directory from a Parquet item table.
+
+    Args:
+        items: file, files, directory or URI.
+        output: the directory to create.
+        progress: see `stcli.config.Progress`.
+        options: fields of `stcli.config.BuildConfig`.
+
+    Returns:
+        Summary: counts, sizes, timings in seconds, the fingerprint.
+
+    Raises:
+        InputError: an option, the table or a row cannot be used; nothing was written.
+        ExistsError: `output` is there and `overwrite` is not set.
+    """
+    config = BuildConfig(**options)
+    config.check()
+    path = Path(output)
+    atomic.check_output(path, config.overwrite)
+    device = choose_device(config.device)
+    limit_threads(config.threads)
+    limit_arrow(config.memory_limit)
+    start = time.perf_counter()
+    table = open_table(
+        items, [config.id_column, config.embedding_column, *(config.feature_columns or ()), *config.keep_columns]
+    )
+    schema = check_schema(table, config)
+    if config.embedding_version is None:
+        stated = (table.schema.metadata or {}).get(VERSION_METADATA)
+        config.embedding_version = stated.decode() if stated else None
+    quarantine = Quarantine(table, config.bad_rows, config.max_bad_fraction)
+    timings: dict[str, float] = {}
+    with MemoryWatch() as memory, atomic.new_directory(path, config.overwrite) as partial:
+        writer = IndexWriter(partial)
+        with tempfile.TemporaryDirectory(prefix="stage-", dir=partial) as folder:
+            staged = ingest(table, schema, config, Path(folder), quarantine, progress)
+            timings["read"] = time.perf_counter() - start
+            build = Build(staged, config, writer, device, progress, timings)
+            body = build.run()
+            del staged, build
+        sealing = time.perf_counter()
+        manifest = writer.finish({**body, "input": table.fingerprint(), "rejected": len(quarantine)})
+        timings["seal"] = time.perf_counter() - sealing
+    rejected = quarantine.write(path)
+    timings["total"] = time.perf_counter() - start
+    return {
+        "command": "build-index",
+        "inputs": {"items": [str(item) for item in ([items] if isinstance(items, str | Path) else items)]},
+        "counts": {key: manifest[key] for key in ("num_items", "dim", "num_clusters", "zero_vectors", "rejected")},
+        "filter": {key: value for key, value in manifest["filter"].items() if key != "features"},
+        "cluster_sizes": manifest["cluster_sizes"],
+        "device": str(device),
+        "fingerprint": manifest["fingerprint"],
+        "memory_bytes": memory.summary(),
+        "timings_s": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+        "outputs": {"index": str(path), "rejected": str(rejected) if rejected else None},
+    }

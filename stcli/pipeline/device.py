@@ -1,0 +1,43 @@
+"""Which device the work runs on, and how many threads it may use."""
+
+from __future__ import annotations
+
+import torch
+
+from stcli.errors import DeviceError
+from stcli.ops import native
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first GPU if torch can use one, else the CPU.
+
+    Raises:
+        DeviceError: the device is unknown, or torch cannot use it here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>") from error
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        reason = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
+        raise DeviceError(f"--device {name}: {reason}; use --device cpu, or install a CUDA build of torch and a driver")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    return device
+
+
+def limit_threads(threads: int | None) -> None:
+    """Set the threads of the native operations (None: all cores)."""
+    native.set_num_threads(threads)
+
+
+def describe_device(device: torch.device) -> str:
+    """`cpu (native, 2 threads)` or the name of the GPU."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    form = "native" if native.library() is not None else f"torch, {native.why_missing()}"
+    return f"cpu ({form}, {native.num_threads()} threads)"

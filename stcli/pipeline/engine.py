@@ -1,0 +1,196 @@
+"""The engine of `retrieve`: an iterator of query batches in, an iterator of result batches out.
+
+Whoever has record batches can feed it: the command, a worker process, Ray or Spark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from stcli.errors import InputError, nearest
+from stcli.model.planner import ROUTES, SearchOptions
+from stcli.model.results import Results
+from stcli.model.retriever import Retriever
+from stcli.pipeline.columns import KeptColumns
+from stcli.storage.columns import BadRows, read_embeddings, read_ids
+
+SCORE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+
+
+@dataclass
+class Counts:
+    """What a run did, added up over its batches."""
+
+    queries: int = 0
+    results: int = 0
+    short: int = 0
+    rejected: int = 0
+    items_scored: int = 0
+    unknown_values: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add the counts of another batch or part."""
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass
+class Engine:
+    """Turns batches of query rows into batches of result rows, one for one and in order.
+
+    Attributes:
+        model: the packed model.
+        options: how to search.
+        query_schema: of the batches that will come.
+        id_column, embedding_column, filter_column: columns of the query table.
+        columns: query columns copied to the output.
+        item_columns: kept item columns, given for each result.
+        score_type: Arrow type of scores, or None to leave them out.
+        min_score: results below are dropped, or None.
+        explain: add how each query was searched.
+        explode: one row a result instead of one a query.
+        reject: called with (number of the row in the batch's table, id, reason) for each bad row.
+    """
+
+    model: Retriever
+    options: SearchOptions
+    query_schema: pa.Schema
+    id_column: str
+    embedding_column: str
+    filter_column: str | None
+    columns: Sequence[str]
+    item_columns: Sequence[str]
+    score_type: pa.DataType | None
+    min_score: float | None
+    explain: bool
+    explode: bool
+    reject: Callable[[int, BadRows, pa.Array], None]
+    counts: Counts = field(default_factory=Counts)
+    kept: KeptColumns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.kept = KeptColumns(self.model.column_bytes)
+        for name in self.item_columns:
+            if name not in self.kept.schema.names:
+                raise InputError(
+                    f"--item-columns: the artifact keeps no column {name!r}; {nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
+                )
+        taken = [self.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
+        twice = sorted({name for name in taken if taken.count(name) > 1})
+        if twice:
+            raise InputError(
+                f"the output would have two columns {twice[0]!r}; leave it out of --columns or --item-columns"
+            )
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the result batches."""
+        source = self.query_schema
+        nest = (lambda kind: kind) if self.explode else pa.list_
+        fields = [source.field(name) for name in (self.id_column, *self.columns)]
+        fields.append(pa.field("item_id", nest(pa.string() if self.model.ids.is_string else pa.int64())))
+        if self.score_type is not None:
+            fields.append(pa.field("score", nest(self.score_type)))
+        fields += [pa.field(name, nest(self.kept.schema.field(name).type)) for name in self.item_columns]
+        fields.append(pa.field("status", pa.string()))
+        if self.explain:
+            fields.append(pa.field("route", pa.string()))
+            fields += [pa.field(name, pa.int64()) for name in ("probes", "admitted", "items_scored")]
+        return pa.schema(fields)
+
+    def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+        """Yield the results of each (table row, batch)."""
+        for row, batch in batches:
+            yield self.answer(row, batch)
+
+    def answer(self, row: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The results of one batch of query rows that starts at table row `row`."""
+        bad = BadRows.none(batch.num_rows)
+        ids = read_ids(batch.column(self.id_column), bad)
+        vectors = read_embeddings(batch.column(self.embedding_column), self.model.query_dim, np.dtype(np.float32), bad)
+        filters = self._filters(batch, bad)
+        self.reject(row, bad, ids)
+        usable = np.flatnonzero(~bad.bad)
+        given = filters if len(usable) == batch.num_rows else [filters[query] for query in usable]
+        queries = torch.from_numpy(vectors if len(usable) == batch.num_rows else vectors[usable])
+        results = self.model.search(queries, given, self.options)
+        self.counts.unknown_values += self.model.planner.unknown_values(given)
+        return self._table(batch, usable, results)
+
+    def _filters(self, batch: pa.RecordBatch, bad: BadRows) -> list[str | None]:
+        if self.filter_column is None:
+            return [None] * batch.num_rows
+        texts = batch.column(self.filter_column).to_pylist()
+        failed = self.model.planner.check(texts)
+        if failed:
+            mask = np.zeros(batch.num_rows, bool)
+            mask[list(failed)] = True
+            bad.mark(mask, [str(failed[query]) for query in sorted(failed)])
+        return texts
+
+    def _table(self, batch: pa.RecordBatch, usable: np.ndarray, results: Results) -> pa.RecordBatch:
+        rows, scores = results.rows.numpy(), results.score_matrix.numpy()
+        valid = rows >= 0
+        if self.min_score is not None:
+            valid &= scores >= self.min_score
+        found = np.zeros(batch.num_rows, np.int64)
+        found[usable] = valid.sum(1)
+        flat = rows[valid]
+        status = np.where(found < min(self.options.k, self.model.num_items), "short", "ok").astype(object)
+        status[np.setdiff1d(np.arange(batch.num_rows), usable)] = "rejected"
+        self.counts.add(
+            Counts(
+                queries=batch.num_rows,
+                results=len(flat),
+                short=int((status == "short").sum()),
+                rejected=batch.num_rows - len(usable),
+                items_scored=int(results.work.sum()),
+            )
+        )
+        offsets = np.concatenate(([0], np.cumsum(found)))
+        lists = {"item_id": self.model.ids.take(flat).cast(pa.string() if self.model.ids.is_string else pa.int64())}
+        if self.score_type is not None:
+            lists["score"] = pa.array(
+                scores[valid].astype(np.float16 if self.score_type == pa.float16() else np.float32)
+            )
+        for name in self.item_columns:
+            lists[name] = self.kept.take(name, flat)
+        plain = {name: batch.column(name) for name in (self.id_column, *self.columns)} | {
+            "status": pa.array(status, pa.string())
+        }
+        if self.explain:
+            plain |= _explained(batch.num_rows, usable, results)
+        schema = self.schema
+        if self.explode:
+            owner = pa.array(np.repeat(np.arange(batch.num_rows), found))
+            arrays = {**{name: column.take(owner) for name, column in plain.items()}, **lists}
+        else:
+            nested = {
+                name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values) for name, values in lists.items()
+            }
+            arrays = {**plain, **nested}
+        return pa.RecordBatch.from_arrays(
+            [pc.cast(arrays[name], schema.field(name).type) for name in schema.names], schema=schema
+        )
+
+
+def _explained(count: int, usable: np.ndarray, results: Results) -> dict[str, pa.Array]:
+    def spread(values: np.ndarray) -> pa.Array:
+        full = np.zeros(count, np.int64)
+        full[usable] = values
+        return pa.array(full)
+
+    routes = np.full(count, "", object)
+    routes[usable] = np.array(ROUTES, object)[results.routes.numpy()]
+    return {
+        "route": pa.array(routes, pa.string()),
+        "probes": spread(results.probes.numpy()),
+        "admitted": spread(results.admitted.numpy()),
+        "items_scored": spread(results.work.numpy()),
+    }

@@ -1,0 +1,150 @@
+"""`pack_model`: an index directory becomes one model artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stcli import __version__
+from stcli.config import PackConfig, Progress, no_progress
+from stcli.ops.exponents import half_rows
+from stcli.pipeline.wide import join_by_id
+from stcli.storage import atomic
+from stcli.storage.artifact import write_artifact
+from stcli.storage.ids import ItemIds
+from stcli.storage.index_dir import open_index
+from stcli.storage.tensors import LazyArray
+from stcli.types import pad_dim
+
+CHUNK_ROWS = 1 << 14
+FLOAT32_ULP = 2.0**-23
+
+INDEX_KEYS = (
+    "num_items", "dim", "num_clusters", "cluster_sizes", "metric", "scale", "seed", "embedding_version",
+    "ids", "lengths_differ", "zero_vectors", "filter", "columns", "input",
+)  # fmt: skip
+
+
+def pack_model(
+    index: str | Path, output: str | Path, *, progress: Progress = no_progress, **options: Any
+) -> dict[str, Any]:
+    """Pack an index directory into one artifact.
+
+    Args:
+        index: directory made by `build_index`.
+        output: the file to create.
+        progress: see `stcli.config.Progress`.
+        options: fields of `stcli.config.PackConfig`.
+
+    Returns:
+        Summary: counts, bytes of each part, timings in seconds, the fingerprint.
+
+    Raises:
+        InputError: an option or input cannot be used; nothing was written.
+        FormatError: `index` is no whole index.
+        ExistsError: `output` is there and `overwrite` is not set.
+    """
+    config = PackConfig(**options)
+    config.check()
+    path = Path(output)
+    atomic.check_output(path, config.overwrite)
+    start = time.perf_counter()
+    opened = open_index(Path(index))
+    manifest, arrays = opened.manifest, dict(opened.arrays)
+    source = arrays.pop("embeddings")
+    with atomic.new_file(path, config.overwrite) as partial:
+        wide = source
+        if config.embeddings is not None:
+            wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, partial)
+        packed = _pack_embeddings(wide, config.embedding_dtype, progress)
+        if wide is source and packed:
+            packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
+        body = {
+            **{key: manifest[key] for key in INDEX_KEYS},
+            "tool_version": __version__,
+            "index": manifest["fingerprint"],
+            "embedding_dtype": config.embedding_dtype,
+            "embedding_dim": int(wide.shape[1]) if packed else 0,
+        }
+        sealed = write_artifact(partial, arrays | packed, body)
+    sizes = {
+        name: int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+        for name, entry in sealed["arrays"].items()
+    }
+    return {
+        "command": "pack-model",
+        "inputs": {"index": str(index), "embeddings": config.embeddings},
+        "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
+        "bytes": _grouped(sizes),
+        "fingerprint": sealed["fingerprint"],
+        "timings_s": {"total": round(time.perf_counter() - start, 3)},
+        "outputs": {"model": str(path)},
+    }
+
+
+def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict[str, np.ndarray | LazyArray]:
+    if dtype == "none":
+        return {}
+    shape = (int(source.shape[0]), int(source.shape[1]))
+
+    def pieces(convert: Any) -> Iterator[np.ndarray]:
+        for start in range(0, shape[0], CHUNK_ROWS):
+            yield convert(torch.from_numpy(np.array(source[start : start + CHUNK_ROWS]))).numpy()
+            progress("pack", min(start + CHUNK_ROWS, shape[0]), shape[0], "items")
+
+    if dtype == "float32":
+        return {"embedding_values": LazyArray(np.dtype(np.float32), shape, pieces(lambda rows: rows.float()))}
+    exponents = np.concatenate(list(pieces(lambda rows: half_rows(rows)[1])))
+    return {
+        "embedding_values": LazyArray(np.dtype(np.float16), shape, pieces(lambda rows: half_rows(rows)[0])),
+        "embedding_exponents": exponents,
+    }
+
+
+def _error_bounds(
+    source: np.ndarray, packed: dict[str, Any], codes: np.ndarray, scales: np.ndarray
+) -> dict[str, np.ndarray]:
+    """`errors` and `norms` of the int8 rows against the packed embeddings, see `SearchIndex`.
+
+    Both are rounded up by more than the float32 error of computing them and of a re-scored dot
+    product, (D + 16) units in the last place, so that a bound made from them is safe.
+    """
+    num_items, dim = source.shape
+    slack = (pad_dim(dim) + 16) * FLOAT32_ULP
+    errors, norms = np.empty(num_items, np.float32), np.empty(num_items, np.float32)
+    for start in range(0, num_items, CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        rows = torch.from_numpy(np.array(source[part]))
+        if packed["embedding_values"].dtype == np.float16:
+            halves, exponents = half_rows(rows)
+            rows = torch.ldexp(halves.float(), exponents[:, None].int())
+        approximate = (
+            torch.from_numpy(np.array(codes[part, :dim])).float() * torch.from_numpy(np.array(scales[part]))[:, None]
+        )
+        norms[part] = approximate.norm(dim=1).numpy() * (1 + slack)
+        errors[part] = (rows.float() - approximate).norm(dim=1).numpy() * (1 + slack) + norms[part] * slack
+    return {"errors": errors, "norms": norms}
+
+
+def _grouped(sizes: dict[str, int]) -> dict[str, int]:
+    """Bytes by purpose: search, embeddings, filter, exact terms, ids and kept columns."""
+    groups = {"search": 0, "embeddings": 0, "filter": 0, "terms": 0, "ids": 0, "columns": 0}
+    for name, size in sizes.items():
+        if name.startswith("embedding"):
+            groups["embeddings"] += size
+        elif name in ("own_words", "bloom_words", "bloom_offsets"):
+            groups["filter"] += size
+        elif name.startswith(("item_id", "id_")):
+            groups["ids"] += size
+        elif name == "columns":
+            groups["columns"] += size
+        elif name in ("codes", "scales", "errors", "norms", "cluster_offsets") or name.startswith("centroid"):
+            groups["search"] += size
+        else:
+            groups["terms"] += size
+    return groups | {"total": sum(sizes.values())}
