@@ -17,10 +17,9 @@ struct BloomHash {
   }
 };
 
-// Row of hash i among `width` rows.
-inline int64_t bloom_row(uint32_t low, uint32_t high, int i, int64_t width) {
-  const uint64_t mixed = low + static_cast<uint32_t>(i) * high;
-  return static_cast<int64_t>((mixed & 0xFFFFFFFFu) * static_cast<uint64_t>(width) >> 32);
+// Row of hash i among `width` rows, width < 2^31.
+inline int64_t bloom_row(uint32_t low, uint32_t high, uint32_t i, int64_t width) {
+  return static_cast<int64_t>(static_cast<uint64_t>(low + i * high) * static_cast<uint64_t>(width) >> 32);
 }
 
 }  // namespace stcli

@@ -40,18 +40,18 @@ struct LengthCount {
 };
 
 // The mean false-positive rate, summed as multiples of 2^-40 so that its order cannot matter; as in build_bit_matrix.py.
-bool fits(const std::vector<LengthCount>& lengths, int64_t width, int64_t num_items, int num_hashes, double bloom_fpr) {
+bool fits(const std::vector<LengthCount>& lengths, int64_t width, int64_t num_items, int64_t num_hashes, double bloom_fpr) {
   int64_t sum = 0;
   for (const LengthCount& line : lengths) {
     const double filled = 1.0 - std::exp(-static_cast<double>(num_hashes * line.length) / static_cast<double>(width));
     double rate = filled;
-    for (int i = 1; i < num_hashes; ++i) rate *= filled;
+    for (int64_t i = 1; i < num_hashes; ++i) rate *= filled;
     sum += line.items * static_cast<int64_t>(std::nearbyint(rate * kFixedPoint));
   }
   return static_cast<double>(sum) <= bloom_fpr * static_cast<double>(num_items) * kFixedPoint;
 }
 
-int64_t block_width(const std::vector<LengthCount>& lengths, int64_t num_items, int num_hashes, double bloom_fpr) {
+int64_t block_width(const std::vector<LengthCount>& lengths, int64_t num_items, int64_t num_hashes, double bloom_fpr) {
   if (lengths.empty() || lengths.back().length == 0) return 0;
   int64_t low = num_hashes, high = int64_t{1} << 31;
   while (low < high) {
@@ -87,11 +87,10 @@ struct Layout {
   std::vector<Term> terms;
   std::vector<Segment> segments;
   std::vector<Slice> slices;
-  int64_t num_own;
-  int num_hashes;
+  int64_t num_own, num_hashes;
 
   Layout(const int32_t* own_row, const uint8_t* on_bloom, int64_t num_terms, std::vector<Slice> slice_lines,
-         const std::vector<Presence>& presence, int64_t num_own, int num_hashes)
+         const std::vector<Presence>& presence, int64_t num_own, int64_t num_hashes)
       : terms(static_cast<size_t>(num_terms)), slices(std::move(slice_lines)), num_own(num_own), num_hashes(num_hashes) {
     std::vector<int64_t> cuts{0};
     for (const Slice& s : slices) cuts.insert(cuts.end(), {s.first_term, s.end_term});
@@ -151,7 +150,7 @@ class Worker {
         if (term.own_row >= 0) own[term.own_row * kTileWords] |= bit;
         if (!term.on_bloom || width == 0) continue;
         const BloomHash hash(static_cast<uint64_t>(*value), static_cast<uint64_t>(block));
-        for (int i = 0; i < layout_.num_hashes; ++i) bloom[bloom_row(hash.low, hash.high, i, width) * kTileWords] |= bit;
+        for (uint32_t i = 0; i < layout_.num_hashes; ++i) bloom[bloom_row(hash.low, hash.high, i, width) * kTileWords] |= bit;
         ++num_bloom;
       }
       for (const int32_t row : layout_.segments[segment].rows) own[row * kTileWords] |= bit;
@@ -187,7 +186,7 @@ class Worker {
 // Both return 0, or 1 if memory ran out.
 extern "C" int stcli_matrix_widths(const int32_t* values, const int64_t* offsets, int64_t num_items,
                                    const uint8_t* on_bloom, int64_t num_hashes, double bloom_fpr, int64_t* widths,
-                                   int num_threads) try {
+                                   int64_t num_threads) try {
   using namespace stcli;
   const Items items{values, offsets, num_items};
   struct Scratch {
@@ -197,7 +196,7 @@ extern "C" int stcli_matrix_widths(const int32_t* values, const int64_t* offsets
   const size_t num_lengths = static_cast<size_t>(items.longest()) + 1;
   std::vector<Scratch> scratch(static_cast<size_t>(num_threads));
   for (Scratch& s : scratch) s.items_of_length.resize(num_lengths), s.lengths.reserve(std::min<size_t>(num_lengths, kBlockItems));
-  parallel_for(items.num_blocks(), num_threads, [&](int64_t block, int thread) {
+  parallel_for(items.num_blocks(), static_cast<int>(num_threads), [&](int64_t block, int thread) {
     auto& [items_of_length, lengths] = scratch[static_cast<size_t>(thread)];
     const int64_t first = block * kBlockItems, end = std::min(first + kBlockItems, num_items);
     int64_t longest = 0;
@@ -213,7 +212,7 @@ extern "C" int stcli_matrix_widths(const int32_t* values, const int64_t* offsets
       if (count) lengths.push_back({length, count});
       count = 0;
     }
-    widths[block] = block_width(lengths, end - first, static_cast<int>(num_hashes), bloom_fpr);
+    widths[block] = block_width(lengths, end - first, num_hashes, bloom_fpr);
   });
   return 0;
 } catch (const std::bad_alloc&) {
@@ -223,20 +222,20 @@ extern "C" int stcli_matrix_widths(const int32_t* values, const int64_t* offsets
 extern "C" int stcli_matrix_fill(const int32_t* values, const int64_t* offsets, int64_t num_items, const int32_t* own_row,
                                  const uint8_t* on_bloom, int64_t num_terms, const int64_t* slices, int64_t num_slices,
                                  const int64_t* presence, int64_t num_presence, int64_t num_own, int64_t num_hashes,
-                                 const int64_t* bloom_offsets, uint64_t* own, uint64_t* bloom, int num_threads) try {
+                                 const int64_t* bloom_offsets, uint64_t* own, uint64_t* bloom, int64_t num_threads) try {
   using namespace stcli;
   const Items items{values, offsets, num_items};
   std::vector<Slice> slice_lines;
   for (const int64_t* s = slices; s != slices + 5 * num_slices; s += 5) slice_lines.push_back({s[0], s[1], s[2], s[3], s[4]});
   std::vector<Presence> presence_lines;
   for (const int64_t* p = presence; p != presence + 3 * num_presence; p += 3) presence_lines.push_back({p[0], p[1], p[2]});
-  const Layout layout(own_row, on_bloom, num_terms, std::move(slice_lines), presence_lines, num_own, static_cast<int>(num_hashes));
+  const Layout layout(own_row, on_bloom, num_terms, std::move(slice_lines), presence_lines, num_own, num_hashes);
   int64_t max_width = 0;
   for (int64_t b = 0; b < items.num_blocks(); ++b) max_width = std::max(max_width, bloom_offsets[b + 1] - bloom_offsets[b]);
   std::vector<Worker> workers;
   workers.reserve(static_cast<size_t>(num_threads));
-  for (int t = 0; t < num_threads; ++t) workers.emplace_back(items, layout, max_width);
-  parallel_for(items.num_blocks(), num_threads, [&](int64_t block, int thread) {
+  for (int64_t t = 0; t < num_threads; ++t) workers.emplace_back(items, layout, max_width);
+  parallel_for(items.num_blocks(), static_cast<int>(num_threads), [&](int64_t block, int thread) {
     workers[static_cast<size_t>(thread)].fill(block, bloom_offsets[block + 1] - bloom_offsets[block], own,
                                               bloom + bloom_offsets[block] * kBlockWords);
   });

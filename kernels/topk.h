@@ -1,8 +1,9 @@
-// The best candidates of each query while rows stream past: an unordered list with room to spare and a threshold below
+// The best candidates of each query while rows stream past: an unordered list with room to spare, and a threshold below
 // which nothing can be among the best. Since the order is total (larger score, then smaller row), the result depends on
 // the set of candidates alone, not on the order in which threads offer them.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -11,9 +12,12 @@
 #include <memory>
 #include <vector>
 
+#include "buffer.h"
+#include "isa.h"
+
 namespace stcli {
 
-// Largest key first is the order of the search. A negative zero counts as zero.
+// Larger key: larger score, then smaller row. A negative zero counts as zero.
 inline uint64_t make_key(float score, uint32_t row) {
   score += 0.0f;
   uint32_t bits;
@@ -32,51 +36,140 @@ inline float key_score(uint64_t key) {
 
 inline uint32_t key_row(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
+// Sorts keys, largest first, by the bytes of the score that differ at all, and then the few runs of equal scores.
+// 140 keys: … us, std::sort … us (2 cores of AMD EPYC Zen 4).
+inline void sort_keys(std::vector<uint64_t>& keys, std::vector<uint64_t>& spare) {
+  const size_t count = keys.size();
+  if (count < 2) return;
+  uint64_t all = keys[0], any = keys[0];
+  for (uint64_t key : keys) all &= key, any |= key;
+  spare.resize(count);
+  for (int shift = 32; shift < 64; shift += 8) {
+    if (((all ^ any) >> shift & 0xff) == 0) continue;
+    std::array<uint32_t, 257> places{};
+    for (uint64_t key : keys) ++places[256 - (key >> shift & 0xff)];
+    for (int byte = 1; byte < 257; ++byte) places[byte] += places[byte - 1];
+    for (uint64_t key : keys) spare[places[255 - (key >> shift & 0xff)]++] = key;
+    keys.swap(spare);
+  }
+  for (size_t begin = 0, end; begin < count; begin = end) {
+    for (end = begin + 1; end < count && keys[end] >> 32 == keys[begin] >> 32;) ++end;
+    if (end - begin > 1) std::sort(keys.begin() + begin, keys.begin() + end, std::greater<uint64_t>());
+  }
+}
+
+STCLI_INLINE int32_t count_reaching_body(const float* scores, int32_t count, float threshold) {
+  int32_t reached = 0;
+  for (int32_t i = 0; i < count; ++i) reached += scores[i] >= threshold;
+  return reached;
+}
+
+STCLI_INLINE void range_body(const float* scores, int32_t count, float& low, float& high) {
+  float lows[16], highs[16];  // lanes, since the compiler may not reorder a plain minimum
+  for (int j = 0; j < 16; ++j) lows[j] = highs[j] = scores[0];
+  for (int32_t i = 0; i + 16 <= count; i += 16)
+    for (int j = 0; j < 16; ++j) {
+      lows[j] = scores[i + j] < lows[j] ? scores[i + j] : lows[j];
+      highs[j] = scores[i + j] > highs[j] ? scores[i + j] : highs[j];
+    }
+  low = *std::min_element(lows, lows + 16);
+  high = *std::max_element(highs, highs + 16);
+  for (int32_t i = count / 16 * 16; i < count; ++i) low = std::min(low, scores[i]), high = std::max(high, scores[i]);
+}
+
+#if STCLI_X86
+STCLI_AVX512 inline int32_t count_reaching_avx512(const float* scores, int32_t count, float threshold) {
+  return count_reaching_body(scores, count, threshold);
+}
+
+STCLI_AVX512 inline void range_avx512(const float* scores, int32_t count, float& low, float& high) {
+  range_body(scores, count, low, high);
+}
+
+// Both write whole registers, up to 15 entries past the end.
+STCLI_AVX512 inline int32_t keep_reaching_avx512(float* scores, uint32_t* rows, int32_t count, float threshold) {
+  int32_t kept = 0;
+  for (int32_t i = 0; i < count; i += 16) {
+    const __m512 score = _mm512_loadu_ps(scores + i);
+    const __m512i row = _mm512_loadu_si512(rows + i);
+    __mmask16 mask = _mm512_cmp_ps_mask(score, _mm512_set1_ps(threshold), _CMP_GE_OQ);
+    if (count - i < 16) mask &= (1 << (count - i)) - 1;
+    // To a register first: a compressing store is microcode on Zen 4.
+    _mm512_storeu_ps(scores + kept, _mm512_maskz_compress_ps(mask, score));
+    _mm512_storeu_si512(rows + kept, _mm512_maskz_compress_epi32(mask, row));
+    kept += __builtin_popcount(mask);
+  }
+  return kept;
+}
+
+STCLI_AVX512 inline int32_t append_avx512(float* scores, uint32_t* rows, int32_t count, uint64_t mask,
+                                          const float* new_scores, const uint32_t* new_rows) {
+  for (int i = 0; mask >> i; i += 16) {
+    const __mmask16 part = static_cast<__mmask16>(mask >> i);
+    if (part) {
+      _mm512_storeu_ps(scores + count, _mm512_maskz_compress_ps(part, _mm512_loadu_ps(new_scores + i)));
+      _mm512_storeu_si512(rows + count, _mm512_maskz_compress_epi32(part, _mm512_loadu_si512(new_rows + i)));
+      count += __builtin_popcount(part);
+    }
+    if (i == 48) break;
+  }
+  return count;
+}
+#endif
+
 class BestLists {
  public:
-  static constexpr int MAX_OFFER = 64;
+  static constexpr int32_t MAX_OFFER = 64;
 
-  BestLists(int64_t num_queries, int64_t k0)
-      : k0_(k0),
-        spare_(k0 / 8 + 8),
-        capacity_(capacity(k0)),
+  // `shared`: several threads may offer candidates to the same query.
+  BestLists(Isa isa, int64_t num_queries, int64_t k0, bool shared)
+      : isa_(isa),
+        shared_(shared),
+        k0_(static_cast<int32_t>(k0)),
+        kept_(static_cast<int32_t>(k0 + k0 / 8 + 8)),
+        full_(full(k0)),
+        stride_(bytes(k0) / 4),
         heads_(new Head[num_queries]),
-        scores_(new float[num_queries * capacity_]),
-        rows_(new uint32_t[num_queries * capacity_]) {}
+        lists_(num_queries * bytes(k0)) {}
 
-  static int64_t bytes(int64_t k0) { return capacity(k0) * 8; }
+  static int64_t bytes(int64_t k0) { return 8 * (full(k0) + MAX_OFFER + 16); }
 
   float threshold(int64_t query) const { return heads_[query].threshold.load(std::memory_order_relaxed); }
 
-  // Adds up to MAX_OFFER candidates: score(i) and row(i) of the bits i of `mask`.
-  template <class Score>
-  void add(int64_t query, uint64_t mask, const uint32_t* rows, const Score& score) {
+  // Adds the candidates (scores[i], rows[i]) of the bits i of `mask`.
+  void add(int64_t query, uint64_t mask, const float* scores, const uint32_t* rows) {
     Head& head = heads_[query];
-    while (head.locked.exchange(true, std::memory_order_acquire)) {
-    }
-    if (head.count + MAX_OFFER > capacity_) shrink(query);
-    float* scores_out = &scores_[query * capacity_];
-    uint32_t* rows_out = &rows_[query * capacity_];
-    int64_t count = head.count;
-    for (; mask; mask &= mask - 1) {
-      const int i = __builtin_ctzll(mask);
-      scores_out[count] = score(i);
-      rows_out[count++] = rows[i];
-    }
+    if (shared_)
+      while (head.locked.exchange(true, std::memory_order_acquire)) {
+      }
+    const List list = this->list(query);
+    int32_t count = head.count;
+#if STCLI_X86
+    if (isa_ == AVX512) {
+      count = append_avx512(list.scores, list.rows, count, mask, scores, rows);
+    } else
+#endif
+      for (; mask; mask &= mask - 1) {
+        const int i = __builtin_ctzll(mask);
+        list.scores[count] = scores[i];
+        list.rows[count++] = rows[i];
+      }
     head.count = count;
-    head.locked.store(false, std::memory_order_release);
+    if (count > full_) shrink(head, list);
+    if (shared_) head.locked.store(false, std::memory_order_release);
   }
 
   // Writes the best k0, best first; empty slots get row -1 and score -inf. `scores` may be null.
-  void finish(int64_t query, std::vector<uint64_t>& keys, int64_t* rows, float* scores) {
-    shrink(query);
-    const int64_t count = heads_[query].count;
-    keys.resize(count);
-    for (int64_t i = 0; i < count; ++i) keys[i] = make_key(scores_[query * capacity_ + i], rows_[query * capacity_ + i]);
-    std::sort(keys.begin(), keys.end(), std::greater<uint64_t>());
-    for (int64_t i = 0; i < k0_; ++i) {
-      rows[i] = i < count ? static_cast<int64_t>(key_row(keys[i])) : -1;
-      if (scores) scores[i] = i < count ? key_score(keys[i]) : -std::numeric_limits<float>::infinity();
+  void finish(int64_t query, std::vector<uint64_t>& keys, std::vector<uint64_t>& spare, int64_t* rows, float* scores) {
+    Head& head = heads_[query];
+    const List list = this->list(query);
+    shrink(head, list);
+    keys.resize(head.count);
+    for (int32_t i = 0; i < head.count; ++i) keys[i] = make_key(list.scores[i], list.rows[i]);
+    sort_keys(keys, spare);
+    for (int32_t i = 0; i < k0_; ++i) {
+      rows[i] = i < head.count ? static_cast<int64_t>(key_row(keys[i])) : -1;
+      if (scores) scores[i] = i < head.count ? key_score(keys[i]) : -std::numeric_limits<float>::infinity();
     }
   }
 
@@ -84,29 +177,46 @@ class BestLists {
   struct Head {
     std::atomic<float> threshold{-std::numeric_limits<float>::infinity()};
     std::atomic<bool> locked{false};
-    int64_t count = 0;
+    int32_t count = 0;
   };
 
-  static int64_t capacity(int64_t k0) { return k0 + k0 / 8 + 8 + MAX_OFFER + std::max<int64_t>(k0 / 2, 320); }
+  struct List {
+    float* scores;
+    uint32_t* rows;
+  };
 
-  // Drops candidates below a threshold that at least k0 reach; at most k0 + spare_ stay.
-  void shrink(int64_t query) {
-    Head& head = heads_[query];
-    if (head.count <= k0_ + spare_) return;
-    float* scores = &scores_[query * capacity_];
-    uint32_t* rows = &rows_[query * capacity_];
-    float low = scores[0], high = scores[0];
-    for (int64_t i = 1; i < head.count; ++i) {
-      low = scores[i] < low ? scores[i] : low;
-      high = scores[i] > high ? scores[i] : high;
-    }
-    // Halving the interval of scores is some eight passes without a branch to mispredict, where nth_element has many.
-    int64_t reached = head.count;
-    while (reached > k0_ + spare_) {
+  // Entries at which a list is shrunk.
+  static int64_t full(int64_t k0) {
+    static const int S = getenv("SPARE") ? atoi(getenv("SPARE")) : 160;
+    return k0 + k0 / 8 + 8 + std::max<int64_t>(k0 / 2, S); }
+
+  List list(int64_t query) const {
+    float* scores = lists_.as<float>() + query * stride_;
+    return {scores, reinterpret_cast<uint32_t*>(scores + stride_ / 2)};
+  }
+
+  int32_t count_reaching(const List& list, int32_t count, float threshold) const {
+#if STCLI_X86
+    if (isa_ == AVX512) return count_reaching_avx512(list.scores, count, threshold);
+#endif
+    return count_reaching_body(list.scores, count, threshold);
+  }
+
+  // Drops candidates below a threshold that at least k0 reach; at most kept_ stay.
+  void shrink(Head& head, const List& list) {
+    if (head.count <= kept_) return;
+    float low, high;
+#if STCLI_X86
+    if (isa_ == AVX512) {
+      range_avx512(list.scores, head.count, low, high);
+    } else
+#endif
+      range_body(list.scores, head.count, low, high);
+    // Halving the range of scores takes some eight passes that mispredict nothing, unlike nth_element.
+    for (int32_t reached = head.count; reached > kept_;) {
       const float middle = 0.5f * low + 0.5f * high;
-      if (!(middle > low && middle < high)) return shrink_ties(query);
-      int64_t above = 0;
-      for (int64_t i = 0; i < head.count; ++i) above += scores[i] >= middle;
+      if (!(middle > low && middle < high)) return shrink_ties(head, list);
+      const int32_t above = count_reaching(list, head.count, middle);
       if (above >= k0_) {
         low = middle;
         reached = above;
@@ -114,38 +224,43 @@ class BestLists {
         high = middle;
       }
     }
-    int64_t kept = 0;
-    for (int64_t i = 0; i < head.count; ++i) {
-      const float score = scores[i];
-      const uint32_t row = rows[i];
-      scores[kept] = score;
-      rows[kept] = row;
-      kept += score >= low;
-    }
-    head.count = kept;
+    head.count = keep_reaching(list, head.count, low);
     head.threshold.store(low, std::memory_order_relaxed);
   }
 
+  int32_t keep_reaching(const List& list, int32_t count, float threshold) const {
+#if STCLI_X86
+    if (isa_ == AVX512) return keep_reaching_avx512(list.scores, list.rows, count, threshold);
+#endif
+    int32_t kept = 0;
+    for (int32_t i = 0; i < count; ++i) {
+      const float score = list.scores[i];
+      list.scores[kept] = score;
+      list.rows[kept] = list.rows[i];
+      kept += score >= threshold;
+    }
+    return kept;
+  }
+
   // The exact cut at k0, for lists with many equal scores.
-  void shrink_ties(int64_t query) {
-    Head& head = heads_[query];
+  void shrink_ties(Head& head, const List& list) {
     std::vector<uint64_t> keys(head.count);
-    float* scores = &scores_[query * capacity_];
-    uint32_t* rows = &rows_[query * capacity_];
-    for (int64_t i = 0; i < head.count; ++i) keys[i] = make_key(scores[i], rows[i]);
+    for (int32_t i = 0; i < head.count; ++i) keys[i] = make_key(list.scores[i], list.rows[i]);
     std::nth_element(keys.begin(), keys.begin() + (k0_ - 1), keys.end(), std::greater<uint64_t>());
-    for (int64_t i = 0; i < k0_; ++i) {
-      scores[i] = key_score(keys[i]);
-      rows[i] = key_row(keys[i]);
+    for (int32_t i = 0; i < k0_; ++i) {
+      list.scores[i] = key_score(keys[i]);
+      list.rows[i] = key_row(keys[i]);
     }
     head.count = k0_;
     head.threshold.store(key_score(keys[k0_ - 1]), std::memory_order_relaxed);
   }
 
-  const int64_t k0_, spare_, capacity_;
+  const Isa isa_;
+  const bool shared_;
+  const int32_t k0_, kept_, full_;
+  const int64_t stride_;
   std::unique_ptr<Head[]> heads_;
-  std::unique_ptr<float[]> scores_;
-  std::unique_ptr<uint32_t[]> rows_;
+  Buffer lists_;
 };
 
 }  // namespace stcli

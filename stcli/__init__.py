@@ -1,4 +1,6 @@
-"""stcli: filtered embedding retrieval over Parquet, as one model artifact (after the SilverTorch paper, arXiv 2511.14881).
+"""stcli: filtered embedding retrieval over Parquet, as one model artifact.
+
+After the SilverTorch paper, arXiv 2511.14881.
 
 The commands as Python calls: `build_index`, `pack_model`, `retrieve`, `bench`, `inspect`; and
 `open_artifact`, which gives the packed model as an `nn.Module`. Names load on first use, so that

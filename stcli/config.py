@@ -128,6 +128,11 @@ class RetrieveConfig:
     id_column: str = "query_id"
     embedding_column: str = "embedding"
     filter_column: str | None = None
+    filter: str | None = None
+    exclude_column: str | None = None
+    exclude_items: str | None = None
+    only_items: str | None = None
+    item_id_column: str = "item_id"
     columns: Sequence[str] = ()
     item_columns: Sequence[str] = ()
     k: int = 100

@@ -27,10 +27,9 @@ def block_width(counts, num_hashes, bloom_fpr):
     if not any(counts):
         return 0
     width = num_hashes
-    while (
-        math.fsum(n * (1 - math.exp(-num_hashes * t / width)) ** num_hashes for t, n in Counter(counts).items())
-        > bloom_fpr * len(counts)
-    ):
+    while math.fsum(
+        n * (1 - math.exp(-num_hashes * t / width)) ** num_hashes for t, n in Counter(counts).items()
+    ) > bloom_fpr * len(counts):
         width += 1
     return width
 

@@ -29,7 +29,7 @@ HOMES = {
 }
 """Libraries that only these files import."""
 
-STRANGERS = {"torch": ["errors.py", "config.py"], "pyarrow": ["errors.py", "config.py", "types.py", "ops/", "filters/"]}
+STRANGERS = {"torch": ["errors.py", "config.py"], "pyarrow": ["errors.py", "config.py", "types.py", "ops/"]}
 """Libraries that these files never import."""
 
 

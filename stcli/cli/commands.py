@@ -75,7 +75,7 @@ def build_index(
       stcli build-index items.parquet -o items.index
       stcli build-index items/ -o items.index --feature-columns country,tags --keep-columns title
       stcli build-index s3://bucket/items -o items.index --metric cosine --memory-limit 8GB
-    """
+    """  # noqa: D301
     from stcli.pipeline import build_index as pipeline
 
     out = Output(as_json, quiet, no_progress)
@@ -136,7 +136,7 @@ def pack_model(
     Examples:
       stcli pack-model items.index -o model.safetensors
       stcli pack-model items.index -o model.safetensors --embedding-dtype float32
-    """
+    """  # noqa: D301
     from stcli.pipeline import pack_model as pipeline
 
     out = Output(as_json, quiet, no_progress)
@@ -161,6 +161,28 @@ def retrieve(
     id_column: IdColumn = "query_id",
     embedding_column: EmbeddingColumn = "embedding",
     filter_column: opt.FilterColumn = None,
+    filter: Annotated[
+        str | None,
+        opt.option(
+            "--filter",
+            "One filter for all queries; $name stands for the value of that query column. ANDed with --filter-column.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude_column: Annotated[
+        str | None,
+        opt.option("--exclude-column", "Query column with a list of item ids it must not get.", show_default=False),
+    ] = None,
+    exclude_items: Annotated[
+        str | None, opt.option("--exclude-items", "Parquet table of items that no query gets.", show_default=False)
+    ] = None,
+    only_items: Annotated[
+        str | None,
+        opt.option("--only-items", "Parquet table of the only items that any query gets.", show_default=False),
+    ] = None,
+    item_id_column: Annotated[
+        str, opt.option("--item-id-column", "Id column of --exclude-items and --only-items.")
+    ] = "item_id",
     target_recall: opt.TargetRecall = 0.95,
     probes: opt.Probes = None,
     exact: Annotated[
@@ -231,8 +253,9 @@ def retrieve(
     Examples:
       stcli retrieve model.safetensors queries.parquet -o results --k 100 --filter-column filter
       stcli retrieve model.safetensors queries.parquet -o exact --exact
+      stcli retrieve model.safetensors queries.parquet -o r --filter "lang IN $langs AND price <= $budget"
       stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
-    """
+    """  # noqa: D301
     from stcli.pipeline import retrieve as pipeline
 
     out = Output(as_json, quiet, no_progress)
@@ -245,6 +268,11 @@ def retrieve(
         id_column=id_column,
         embedding_column=embedding_column,
         filter_column=filter_column,
+        filter=filter,
+        exclude_column=exclude_column,
+        exclude_items=exclude_items,
+        only_items=only_items,
+        item_id_column=item_id_column,
         target_recall=target_recall,
         probes=probes,
         exact=exact,
@@ -319,7 +347,7 @@ def bench(
     Examples:
       stcli bench model.safetensors queries.parquet -o report --filter-column filter
       stcli bench model.safetensors queries.parquet -o report --k 10 --min-recall 0.95
-    """
+    """  # noqa: D301
     from stcli.pipeline import bench as pipeline
 
     out = Output(as_json, quiet, no_progress)
@@ -362,7 +390,7 @@ def inspect(
     Examples:
       stcli inspect items.parquet
       stcli inspect model.safetensors --verify
-    """
+    """  # noqa: D301
     from stcli.pipeline import inspect as pipeline
 
     Output(as_json, quiet, True).summary({"command": "inspect", **pipeline.inspect(path, verify=verify)})

@@ -26,7 +26,7 @@ HELP = """Filtered embedding retrieval over Parquet: each query with its own fil
   stcli inspect     ANY-OF-THESE
 """
 
-UsageError = typer.BadParameter.mro()[1]
+UsageError: type[typer.BadParameter] = typer.BadParameter.mro()[1]
 """Any error in the command line itself; typer brings its own copy of click, or depends on it, by version."""
 
 app = typer.Typer(

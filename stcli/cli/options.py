@@ -104,9 +104,8 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in data.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise InputError(
-                f"--config {path}: {key!r} is no option of {context.info_name}; {nearest(key, sorted(k.replace('_', '-') for k in known))}"
-            )
+            there = nearest(key, sorted(option.replace("_", "-") for option in known))
+            raise InputError(f"--config {path}: {key!r} is no option of {context.info_name}; {there}")
         joined = ",".join(map(str, value)) if isinstance(value, list) else value
         context.default_map = {**(context.default_map or {}), name: joined}
     return path

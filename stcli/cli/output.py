@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-
 HIDDEN = {"calibration": ("artifact", "k", "seed")}
 """Parts of a summary that only `--json` shows."""
 

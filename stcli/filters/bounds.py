@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from stcli.errors import FilterError, InputError, nearest
 from stcli.filters.layout import Layout
-from stcli.filters.tree import And, Between, Compare, Constant, Flag, In, IsNull, Node, Not, Or
+from stcli.filters.tree import And, Between, Compare, Constant, Flag, In, IsNull, Node, Not, Or, all_of, any_of
 from stcli.filters.vocabulary import Feature, Vocabulary
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN, MatrixPlan
 
@@ -22,7 +22,7 @@ Interval = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class TermSet:
+class TermSet(Node):
     """A resolved leaf: the item has a term in one of the ascending, disjoint intervals."""
 
     feature: Feature
@@ -47,11 +47,13 @@ def resolve(node: Node, vocabulary: Vocabulary, text: str = "", unknown: Unknown
     """
     unknown = unknown if unknown is not None else Unknown()
     if isinstance(node, And | Or):
-        return type(node)(tuple(resolve(child, vocabulary, text, unknown) for child in node.children))
+        children = [resolve(child, vocabulary, text, unknown) for child in node.children]
+        return all_of(children) if isinstance(node, And) else any_of(children)
     if isinstance(node, Not):
         return Not(resolve(node.child, vocabulary, text, unknown))
     if isinstance(node, Constant):
         return node
+    assert isinstance(node, Compare | In | Between | IsNull | Flag)
     feature = vocabulary.by_name.get(node.feature)
     if feature is None:
         known = [item.name for item in vocabulary.features]
@@ -68,7 +70,7 @@ def _leaf(node: Node, feature: Feature, unknown: Unknown) -> Node:
     first = feature.first_term
     if isinstance(node, IsNull):
         whole = TermSet(feature, ((first, feature.end_term),)) if feature.num_terms else Constant(False)
-        return Not(whole)  # type: ignore[arg-type]
+        return Not(whole)
     if isinstance(node, Flag):
         node = Compare(node.feature, "=", True, node.position)
     if isinstance(node, Between):
@@ -95,7 +97,7 @@ def _leaf(node: Node, feature: Feature, unknown: Unknown) -> Node:
         ]
         unknown.values += node.op == "=" and before == after
     merged = _merge(sorted((first + low, first + high) for low, high in spans if low < high))
-    return TermSet(feature, merged) if merged else Constant(False)  # type: ignore[return-value]
+    return TermSet(feature, merged) if merged else Constant(False)
 
 
 def _merge(spans: list[Interval]) -> tuple[Interval, ...]:
@@ -197,7 +199,7 @@ def _codes_in(slices: Interval, first: int, last: int, num_terms: int) -> Rows:
 
 def negate(x: Rows) -> Rows:
     """NOT of a row expression, simplified."""
-    if x == ALL or x == NONE:
+    if x in (ALL, NONE):
         return NONE if x == ALL else ALL
     return x[1] if x[0] == "not" else ("not", x)
 

@@ -222,7 +222,13 @@ class _Chunk:
         self.asked = np.full(self.asked_rows.shape, -np.inf)
 
     def take(
-        self, rows: np.ndarray, items: torch.Tensor, norms: np.ndarray, terms: TermRows, place: np.ndarray, rank: np.ndarray
+        self,
+        rows: np.ndarray,
+        items: torch.Tensor,
+        norms: np.ndarray,
+        terms: TermRows,
+        place: np.ndarray,
+        rank: np.ndarray,
     ) -> None:
         """Score one tile; `place` int32 [N] gives the place of a row in it, or -1."""
         scores = self.queries @ items.t()
@@ -233,7 +239,9 @@ class _Chunk:
         scores.masked_fill_(torch.from_numpy(~masked).to(scores.device), -torch.inf)
         where = np.where(self.asked_rows >= 0, place[self.asked_rows], -1)
         line, slot = np.nonzero(where >= 0)
-        self.asked[line, slot] = scores[torch.from_numpy(line), torch.from_numpy(where[line, slot]).long()].cpu().numpy()
+        self.asked[line, slot] = (
+            scores[torch.from_numpy(line), torch.from_numpy(where[line, slot]).long()].cpu().numpy()
+        )
         # All that reach the k-th best, ties included: which of them stay is decided by item id, not by topk.
         threshold = torch.from_numpy(self.scores[:, -1]).to(scores.device)
         if len(rows) > self.k:
@@ -242,7 +250,9 @@ class _Chunk:
         query, item = (axis.cpu().numpy() for axis in reached.nonzero(as_tuple=True))
         self._merge(query, rows[item], scores[reached].cpu().numpy(), norms[item], rank)
 
-    def _merge(self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray, norms: np.ndarray, rank: np.ndarray) -> None:
+    def _merge(
+        self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray, norms: np.ndarray, rank: np.ndarray
+    ) -> None:
         old = np.nonzero(self.rows >= 0)
         query = np.concatenate((old[0], query))
         rows = np.concatenate((self.rows[old], rows))

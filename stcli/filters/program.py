@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -62,21 +63,25 @@ class FilterBatch:
         """The same on another device."""
         if device.type == "cpu" and self.filter_of_query.device.type == "cpu":
             return self
-        move = _mover(device)
-        return FilterBatch(move(self.filter_of_query), move(self.program), move(self.terms), self.num_filters)
+        return replace(
+            self,
+            filter_of_query=self.filter_of_query.to(device, non_blocking=True),
+            program=None if self.program is None else _moved(self.program, device),
+            terms=None if self.terms is None else _moved(self.terms, device),
+        )
 
 
-def _mover(device: torch.device):  # type: ignore[no-untyped-def]
-    import dataclasses
+P = TypeVar("P", Program, TermProgram)
 
-    def move(value):  # type: ignore[no-untyped-def]
-        if isinstance(value, torch.Tensor):
-            return value.to(device, non_blocking=True)
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: move(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return value
 
-    return move
+def _moved(program: P, device: torch.device) -> P:
+    """A program with its tensors on `device`."""
+    tensors: dict[str, Any] = {
+        name: value.to(device, non_blocking=True)
+        for name, value in vars(program).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return replace(program, **tensors)
 
 
 @dataclass

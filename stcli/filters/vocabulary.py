@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,7 +99,8 @@ class Feature:
         converted = _CONVERT[self.kind](literal)
         if converted is None:
             raise InputError(
-                f"feature {self.name!r} is {self.kind}, so {literal!r} cannot be compared with it; write {_WRITE[self.kind]}"
+                f"feature {self.name!r} is {self.kind}, so {literal!r} cannot be compared with it; "
+                f"write {_WRITE[self.kind]}"
             )
         return converted
 
@@ -168,7 +169,7 @@ _WRITE = {
     "date": "'YYYY-MM-DD'",
     "timestamp": "'YYYY-MM-DD HH:MM:SS'",
 }
-_SHOW = {
+_SHOW: dict[str, Callable[[Any], Any]] = {
     "integer": int,
     "float": float,
     "boolean": bool,

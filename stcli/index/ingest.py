@@ -170,7 +170,7 @@ def ingest(
             elif len(lengths):
                 norms = np.array([min(norms[0], lengths.min()), max(norms[1], lengths.max())])
             largest = max(largest, float(vectors.max(initial=0)), -float(vectors.min(initial=0)))
-            vectors.tofile(embeddings)
+            embeddings.write(np.ascontiguousarray(vectors).data)
             collector.add(
                 {
                     name: read_feature(batch.column(name), kind, is_list, f"{table.name}: column {name!r}")

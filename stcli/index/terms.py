@@ -75,7 +75,7 @@ class TermCollector:
         for code, length in zip(codes, lengths, strict=True):
             merged[ragged_places(starts, length)] = code
             starts = starts + length
-        merged.tofile(self._file)
+        self._file.write(merged.data)
         self._lengths.append(total.astype(np.int32))
         self._pending_values = 0
 

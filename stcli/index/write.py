@@ -81,7 +81,7 @@ def write_terms(writer: IndexWriter, terms: CollectedTerms, order: RowOrder) -> 
     with path.open("wb") as file:
         for start in range(0, num_items, step):
             values, lengths = terms.of_rows(order.source[start : start + step])
-            values.tofile(file)
+            file.write(values.data)
             offsets[start + 1 : start + 1 + len(lengths)] = total + np.cumsum(lengths)
             total += len(values)
             counts += np.bincount(values, minlength=len(counts))

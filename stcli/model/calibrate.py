@@ -6,17 +6,15 @@ would probe first, second, third …; so one search gives the recall at every nu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from stcli.filters.tree import Node
+from stcli.filters.source import FilterSource
 from stcli.model.planner import BANDS, Calibration, SearchOptions, bands_of, default_candidates
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.count_bits import count_bits
-from stcli.ops.filter_match import filter_match
 from stcli.ops.quantize_rows import quantize_rows
 
 if TYPE_CHECKING:
@@ -36,12 +34,13 @@ FILTERS_AT_ONCE = 512
 def calibrate(
     model: Retriever,
     vectors: torch.Tensor,
-    filters: Sequence[str | Node | None],
+    filters: FilterSource,
     k: int,
     target_recall: float = 0.95,
     *,
     seed: int = 0,
     total: int | None = None,
+    allowed: torch.Tensor | None = None,
 ) -> Calibration:
     """Choose the clusters to probe in each band of the pass rate.
 
@@ -51,17 +50,18 @@ def calibrate(
     Args:
         model: the packed model.
         vectors: float32 [S, D], queries of the run or a sample of them.
-        filters: one text or tree (or None) a query.
+        filters: of these queries.
         k: results a query.
         target_recall: recall@k to reach in every band, above 0; 1 means exact.
         seed: of the sample within a band.
         total: queries of the whole run, if `vectors` is a sample of them.
+        allowed: int64 [W] words, the only items that any query may get, or None for all.
 
     Returns:
         `Calibration` for this artifact and k.
     """
     k = min(k, model.num_items)
-    bands = _bands(model, filters)
+    bands = _bands(model, filters, allowed)
     scale = (total or len(vectors)) / max(len(vectors), 1)
     order = torch.from_numpy(np.random.default_rng([seed, 3]).permutation(len(vectors)))
     probes, recalls, bounds, sizes = [], [], [], []
@@ -74,7 +74,7 @@ def calibrate(
             recalls.append(1.0 if in_run else None)
             bounds.append(1.0 if in_run else None)
             continue
-        curve = recall_by_probes(model, vectors[mine], [filters[query] for query in mine.tolist()], k)
+        curve = recall_by_probes(model, vectors[mine], filters.take(mine.numpy()), k, allowed)
         mean = curve.mean(0)
         lower = mean - ONE_SIDED_95 * curve.std(0, correction=1) / len(mine) ** 0.5
         reached = torch.nonzero(lower >= min(target_recall + HEADROOM, 1.0)).flatten()
@@ -88,10 +88,10 @@ def calibrate(
 
 
 def recall_by_probes(
-    model: Retriever, vectors: torch.Tensor, filters: Sequence[str | Node | None], k: int
+    model: Retriever, vectors: torch.Tensor, filters: FilterSource, k: int, allowed: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Recall@k of each query if its nearest 1, 2, … C clusters are probed; float64 [S, C]."""
-    true = model.search(vectors, filters, SearchOptions(k, default_candidates(k), exact=True))
+    true = model.search(vectors, filters, SearchOptions(k, default_candidates(k), exact=True, allowed=allowed))
     index = model.index
     narrow = model.normalized(vectors.to(model.device))[:, : int(model.manifest["dim"])].contiguous()
     order = choose_probes(
@@ -108,16 +108,14 @@ def recall_by_probes(
     return hits.cumsum(1).where(true.counts[:, None] > 0, 1.0) / true.counts.clamp(min=1)[:, None]
 
 
-def _bands(model: Retriever, filters: Sequence[str | Node | None]) -> torch.Tensor:
+def _bands(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:
     """Band int64 [S] of each query, on the CPU."""
     parts = []
     for start in range(0, len(filters), FILTERS_AT_ONCE):
-        batch = model.planner.batch(filters[start : start + FILTERS_AT_ONCE])
-        admitted = torch.full_like(batch.filter_of_query, model.num_items)
-        if batch.program is not None:
-            program = batch.to(model.device).program
-            assert program is not None
-            counts = count_bits(filter_match(model.matrix, program, backend=model.backend)).cpu()
-            admitted = torch.where(batch.filter_of_query >= 0, counts[batch.filter_of_query.clamp(min=0)], admitted)
-        parts.append(bands_of(admitted, batch.filter_of_query >= 0, model.num_items))
+        batch = filters.batch(start, min(start + FILTERS_AT_ONCE, len(filters)))
+        words, lines = model.admit(batch.to(model.device), allowed)
+        admitted = torch.full_like(lines, model.num_items)
+        if words is not None:
+            admitted = torch.where(lines >= 0, count_bits(words)[lines.clamp(min=0)], admitted)
+        parts.append(bands_of(admitted, lines >= 0, model.num_items).cpu())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

@@ -66,7 +66,7 @@ class Calibration:
             InputError: a key is missing.
         """
         try:
-            values = {
+            values: dict[str, Any] = {
                 key: tuple(data[key]) if isinstance(data[key], list) else data[key] for key in cls.__dataclass_fields__
             }
         except (KeyError, TypeError) as error:
@@ -83,7 +83,8 @@ class Calibration:
         """
         if self.artifact != artifact:
             raise InputError(
-                f"calibration: was measured on artifact {self.artifact[:12]}, this one is {artifact[:12]}; calibrate again"
+                f"calibration: was measured on artifact {self.artifact[:12]}, this one is {artifact[:12]}; "
+                "calibrate again"
             )
         if self.k != k:
             raise InputError(f"calibration: was measured for k={self.k}, this run has k={k}; calibrate again")
@@ -99,6 +100,7 @@ class SearchOptions:
         probes: clusters probed for every query, or None to plan each query.
         exact: prove that the results are the best k of all eligible items.
         calibration: clusters to probe in each band, or None for the default share.
+        allowed: int64 [W] words, the only items that any query may get, or None for all.
     """
 
     k: int
@@ -106,6 +108,7 @@ class SearchOptions:
     probes: int | None = None
     exact: bool = False
     calibration: Calibration | None = None
+    allowed: torch.Tensor | None = None
 
 
 def default_candidates(k: int) -> int:

@@ -73,4 +73,4 @@ def concatenate(parts: list[Results], ids: ItemIds, k: int) -> Results:
         empty = torch.zeros(0, dtype=torch.int64)
         return Results(torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k), empty, empty, empty, empty, empty, ids)
     names = ("rows", "score_matrix", "counts", "work", "routes", "probes", "admitted")
-    return Results(*(torch.cat([getattr(part, name) for part in parts]) for name in names), ids)
+    return Results(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, ids=ids)

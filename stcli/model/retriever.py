@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from stcli.errors import InputError
 from stcli.filters.program import FilterBatch, Planner
+from stcli.filters.source import FilterSource, GivenFilters
 from stcli.filters.stored import load_layout, load_matrix, load_terms, load_vocabulary
 from stcli.filters.tree import Node
+from stcli.model.eligibility import Excluded, excluded_rows
+from stcli.model.lookup import IdLookup
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.results import Results, concatenate
-from stcli.model.search import Search
+from stcli.model.search import Search, Tile
 from stcli.ops.filter_match import filter_match
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
@@ -51,6 +55,7 @@ class Retriever(nn.Module):
         self.planner = Planner(vocabulary, load_layout(arrays, manifest["filter"]))
         self.terms: Postings = load_terms(arrays)
         self.ids = ItemIds.from_arrays(arrays)
+        self.lookup = IdLookup(self.ids, backend)
         self.column_bytes: np.ndarray | None = arrays.get("columns")
         matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
         self.register_buffer("own_words", matrix.own, persistent=False)
@@ -117,21 +122,23 @@ class Retriever(nn.Module):
     def forward(
         self,
         queries: torch.Tensor | np.ndarray,
-        filters: Sequence[str | Node | None] | str | None = None,
+        filters: Sequence[str | Node | None] | FilterSource | str | None = None,
         k: int = 100,
         *,
+        exclude: Sequence[Sequence[Any] | None] | None = None,
         probes: int | None = None,
         exact: bool = False,
         target_recall: float | None = None,
         calibration: Calibration | None = None,
         candidates: int | None = None,
     ) -> Results:
-        """Retrieve the best k eligible items of each query.
+        """Retrieve the best k eligible items of each query; fewer come back only when fewer are eligible.
 
         Args:
             queries: float [B, D].
             filters: one text or tree (or None) a query, or one text for all.
-            k: results a query; fewer come back only when fewer items are eligible (or, with `probes`, never).
+            k: results a query.
+            exclude: for each query, item ids that it must not get (or None).
             probes: clusters to look at, for every query; default: planned for each query.
             exact: give the true best k of all eligible items by the packed embeddings.
             target_recall: recall to reach; without a `calibration`, one is measured on these queries.
@@ -148,20 +155,32 @@ class Retriever(nn.Module):
         vectors = self.check_queries(queries)
         if k < 1:
             raise InputError(f"k {k}: expected at least 1")
-        given = [filters] * len(vectors) if isinstance(filters, str) else filters
-        if given is not None and len(given) != len(vectors):
-            raise InputError(
-                f"filters: {len(given)} for {len(vectors)} queries; expected one a query, None for no filter"
-            )
-        given = list(given) if given is not None else [None] * len(vectors)
+        source = self._source(filters, len(vectors))
+        excluded = self._excluded(exclude, len(vectors))
         if target_recall is not None and calibration is None and not exact and probes is None:
             from stcli.model.calibrate import calibrate
 
-            calibration = calibrate(self, vectors, given, k, target_recall)
+            calibration = calibrate(self, vectors, source, k, target_recall)
         if calibration is not None:
-            calibration.check(self.fingerprint, k)
+            calibration.check(self.fingerprint, min(k, self.num_items))
         options = SearchOptions(k, candidates or default_candidates(k), probes, exact, calibration)
-        return self.search(vectors, given, options)
+        return self.search(vectors, source, options, excluded)
+
+    def _source(self, filters: Any, count: int) -> FilterSource:
+        if filters is None or isinstance(filters, str):
+            return GivenFilters(self.planner, [filters] * count)
+        if len(filters) != count:
+            raise InputError(f"filters: {len(filters)} for {count} queries; expected one a query, None for no filter")
+        return GivenFilters(self.planner, list(filters)) if isinstance(filters, Sequence) else filters
+
+    def _excluded(self, exclude: Sequence[Sequence[Any] | None] | None, count: int) -> Excluded | None:
+        if exclude is None:
+            return None
+        if len(exclude) != count:
+            raise InputError(f"exclude: {len(exclude)} lists for {count} queries; expected one a query, or None")
+        lengths = np.array([len(ids) if ids is not None else 0 for ids in exclude], np.int64)
+        flat = [item for ids in exclude if ids is not None for item in ids]
+        return excluded_rows(self, pa.array(flat, pa.string() if self.ids.is_string else pa.int64()), lengths)
 
     def check_queries(self, queries: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Queries as float32 on the CPU.
@@ -178,26 +197,57 @@ class Retriever(nn.Module):
             raise InputError("queries: hold NaN or infinite values; expected finite numbers")
         return vectors
 
-    def search(self, vectors: torch.Tensor, filters: Sequence[str | Node | None], options: SearchOptions) -> Results:
+    def search(
+        self, vectors: torch.Tensor, filters: FilterSource, options: SearchOptions, excluded: Excluded | None = None
+    ) -> Results:
         """Search checked queries float32 [B, D] in tiles whose filter words fit in memory."""
         parts = []
-        for start in range(0, len(vectors), TILE_QUERIES):
-            batch = self.planner.batch(filters[start : start + TILE_QUERIES])
-            tile = vectors[start : start + TILE_QUERIES]
-            step = max(WORDS_BYTES // (8 * ((self.num_items + 63) // 64)), 64)
-            if batch.num_filters <= step:
-                parts.append(self.search_tile(tile, batch, options))
-                continue
-            for first in range(start, start + len(tile), step):
-                smaller = self.planner.batch(filters[first : min(first + step, start + len(tile))])
-                parts.append(self.search_tile(vectors[first : first + len(smaller.filter_of_query)], smaller, options))
+        start = 0
+        while start < len(vectors):
+            stop = min(start + TILE_QUERIES, len(vectors))
+            batch = filters.batch(start, stop)
+            if batch.num_filters > self._filters_at_once:
+                stop = start + self._filters_at_once
+                batch = filters.batch(start, stop)
+            lines = excluded.slice(start, stop) if excluded is not None else None
+            parts.append(self._search_tile(vectors[start:stop], batch, options, lines))
+            start = stop
         return concatenate(parts, self.ids, options.k)
 
-    def search_tile(self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions) -> Results:
-        """Search one tile of queries float32 [B, D] with its planned filters."""
+    @property
+    def _filters_at_once(self) -> int:
+        return max(WORDS_BYTES // (8 * ((self.num_items + 63) // 64)), 64)
+
+    def _search_tile(
+        self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions, excluded: Excluded | None
+    ) -> Results:
         moved = filters.to(self.device)
-        words = filter_match(self.matrix, moved.program, backend=self.backend) if moved.program is not None else None
-        return Search(self, self.normalized(vectors.to(self.device)), moved, filters, words, options).run()
+        words, line_of_query = self.admit(moved, options.allowed)
+        lines = excluded.to(self.device) if excluded is not None else None
+        tile = Tile(self.normalized(vectors.to(self.device)), filters, words, line_of_query, lines)
+        return Search(self, tile, options).run()
+
+    def admit(
+        self, filters: FilterBatch, allowed: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Evaluate the filters of a tile on the bit matrix.
+
+        Args:
+            filters: on the model's device.
+            allowed: int64 [W] words, the only items that any query may get, or None.
+
+        Returns:
+            Words int64 [F, W] (None if nothing is filtered) and the line of each query, int64 [B], -1 for every item.
+        """
+        words = None
+        if filters.program is not None:
+            words = filter_match(self.matrix, filters.program, backend=self.backend)
+        line_of_query = filters.filter_of_query
+        if allowed is None:
+            return words, line_of_query
+        allowed = allowed.to(self.device)[None]
+        words = allowed if words is None else torch.cat([words & allowed, allowed])
+        return words, torch.where(line_of_query >= 0, line_of_query, len(words) - 1)
 
     def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
         """Queries for the cosine metric have length 1; others are left alone."""

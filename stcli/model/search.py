@@ -1,13 +1,14 @@
-"""The search of one tile of queries: candidates by int8, exact verification, re-scoring, and again where it fell short."""
+"""The search of one tile of queries: candidates by int8, exact verification, re-scoring; again where it fell short."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stcli.filters.program import FilterBatch
+from stcli.model.eligibility import Excluded
 from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
 from stcli.model.results import Results
 from stcli.ops.choose_probes import choose_probes
@@ -46,52 +47,58 @@ class _Found:
     bound: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Tile:
+    """A tile of queries with its filters evaluated.
+
+    Attributes:
+        vectors: float32 [B, D] on the model's device.
+        filters: planned, on the CPU, for verification.
+        words: int64 [F, W] admitted rows of each line, or None if nothing is filtered.
+        line_of_query: int64 [B], line of `words`, or -1 for every item.
+        excluded: rows that each query must not get, or None.
+    """
+
+    vectors: torch.Tensor
+    filters: FilterBatch
+    words: torch.Tensor | None
+    line_of_query: torch.Tensor
+    excluded: Excluded | None
+
+
 class Search:
-    """One tile of queries with its filters evaluated.
+    """The search of one tile.
 
     Args:
         model: the packed model.
-        vectors: float32 [B, D] on the model's device.
-        filters: planned, on the model's device.
-        host_filters: the same on the CPU, for verification.
-        words: int64 [F, W] admitted rows of each filter, or None.
+        tile: the queries.
         options: how to search.
     """
 
-    def __init__(
-        self,
-        model: Retriever,
-        vectors: torch.Tensor,
-        filters: FilterBatch,
-        host_filters: FilterBatch,
-        words: torch.Tensor | None,
-        options: SearchOptions,
-    ) -> None:
-        self.model, self.vectors, self.words, self.options = model, vectors, words, options
-        self.host_filters = host_filters
+    def __init__(self, model: Retriever, tile: Tile, options: SearchOptions) -> None:
+        self.model, self.tile, self.options = model, tile, options
         self.index, self.backend = model.index, model.backend
-        self.filter_of_query = filters.filter_of_query
-        self.narrow = vectors[:, : int(model.manifest["dim"])].contiguous()
+        self.vectors, self.words, self.line_of_query = tile.vectors, tile.words, tile.line_of_query
+        self.narrow = self.vectors[:, : int(model.manifest["dim"])].contiguous()
         self.queries = quantize_rows(self.narrow, backend=self.backend)
         self.k = min(options.k, model.num_items)
         self.embeddings = model.embeddings
         self.bounded = hasattr(model, "errors") and self.embeddings is not None
-        unverified = host_filters.filter_of_query
-        if host_filters.program is not None:
-            exact = host_filters.program.exact[unverified.clamp(min=0)]
-            unverified = torch.where(exact, -1, unverified)
-        self.unverified = unverified
-        self.admitted = torch.full_like(self.filter_of_query, model.num_items)
-        if words is not None:
-            counted = count_bits(words)[self.filter_of_query.clamp(min=0)]
-            self.admitted = torch.where(self.filter_of_query >= 0, counted, self.admitted)
+        self.unverified = tile.filters.filter_of_query
+        if tile.filters.program is not None:
+            exact = tile.filters.program.exact[self.unverified.clamp(min=0)]
+            self.unverified = torch.where(exact, -1, self.unverified)
+        self.admitted = torch.full_like(self.line_of_query, model.num_items)
+        if self.words is not None:
+            counted = count_bits(self.words)[self.line_of_query.clamp(min=0)]
+            self.admitted = torch.where(self.line_of_query >= 0, counted, self.admitted)
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
         model, options = self.model, self.options
         count = len(self.vectors)
         device = self.vectors.device
-        routes, probes = plan(options, self.admitted, self.filter_of_query >= 0, model.num_items, model.num_clusters)
+        routes, probes = plan(options, self.admitted, self.line_of_query >= 0, model.num_items, model.num_clusters)
         slots = torch.full((count,), min(options.candidates, model.num_items), device=device)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
@@ -121,15 +128,17 @@ class Search:
 
     def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         queries = Quantized(self.queries.codes[which], self.queries.scales[which])
-        filters = self.filter_of_query[which]
+        lines = self.line_of_query[which]
+        excluded = self.tile.excluded.take(which) if self.tile.excluded is not None else None
+        common: dict[str, Any] = {"k0": k0, "excluded": excluded, "backend": self.backend}
         if route == ROWS:
             bounds = self._bounds(which, queries) if self.options.exact and self.bounded else None
-            found = search_rows(queries, self.index, self.words, filters, k0=k0, bounds=bounds, backend=self.backend)
+            found = search_rows(queries, self.index, self.words, lines, bounds=bounds, **common)
             work[which] += self.admitted[which]
         else:
             clusters = self.index.clusters
             probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=self.backend)
-            found = search_clusters(queries, self.index, probes, self.words, filters, k0=k0, backend=self.backend)
+            found = search_clusters(queries, self.index, probes, self.words, lines, **common)
             work[which] += clusters.offsets.diff()[probes].sum(1)
         full, bound = found.rows[:, -1] >= 0, found.scores[:, -1]
         eligible = self._verify(found, which)
@@ -150,10 +159,10 @@ class Search:
     def _verify(self, found: Candidates, which: torch.Tensor) -> torch.Tensor:
         """Which candidates satisfy their query's filter by their exact terms; bool [b, k0]."""
         filters = self.unverified[which.cpu()]
-        if self.host_filters.terms is None or not bool((filters >= 0).any()):
+        if self.tile.filters.terms is None or not bool((filters >= 0).any()):
             return found.rows >= 0
         eligible = verify_terms(
-            self.model.terms, self.host_filters.terms, found.rows.cpu(), filters, backend=self.backend
+            self.model.terms, self.tile.filters.terms, found.rows.cpu(), filters, backend=self.backend
         )
         return eligible.to(found.rows.device)
 
@@ -183,7 +192,7 @@ class Search:
     def _widen(
         self, which: torch.Tensor, full: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor
     ) -> None:
-        """More candidates where all slots were taken, more clusters where they were not; at last, every admitted row."""
+        """More candidates where all slots were taken, more clusters where they were not; at last every admitted row."""
         slots[which] = torch.where(full, slots[which] * 2, slots[which]).clamp(max=self.model.num_items)
         probed = which[(routes[which] == PROBE)]
         probes[probed] *= WIDEN_PROBES

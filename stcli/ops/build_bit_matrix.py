@@ -39,7 +39,7 @@ def build_bit_matrix(terms: Postings, plan: MatrixPlan, *, backend: str = "auto"
         TensorError: a tensor has another dtype, shape or device than stated, or a value is out of its range.
     """
     _check(terms, plan)
-    run = _native if dispatch.resolve(backend, terms.values) == "native" and _has_native() else _torch
+    run = _native if dispatch.resolve(backend, terms.values) == "native" else _torch
     return run(terms, plan)
 
 
@@ -155,9 +155,45 @@ def _pack(bits: torch.Tensor) -> torch.Tensor:
     return (bits.view(len(bits), BLOCK_ROWS // 8, 8) * weights).sum(2, dtype=torch.uint8).view(torch.int64)
 
 
-def _has_native() -> bool:
-    return hasattr(native.library(), "stcli_matrix_fill")
-
-
 def _native(terms: Postings, plan: MatrixPlan) -> BitMatrix:
-    raise NotImplementedError
+    num_items, threads = len(terms.offsets) - 1, native.num_threads()
+    num_words, num_blocks = -(-num_items // 64), -(-num_items // BLOCK_ROWS)
+    bloom_offsets = torch.zeros(num_blocks + 1, dtype=torch.int64)
+    if plan.fixed_width is not None:
+        widths = torch.full((num_blocks,), plan.fixed_width)
+    else:
+        widths = torch.empty(num_blocks, dtype=torch.int64)
+        native.call(
+            "stcli_matrix_widths",
+            terms.values,
+            terms.offsets,
+            num_items,
+            plan.bloom,
+            plan.num_hashes,
+            plan.bloom_fpr,
+            widths,
+            threads,
+        )
+    torch.cumsum(widths, 0, out=bloom_offsets[1:])
+    own = torch.empty(plan.num_own, num_words, dtype=torch.int64)
+    bloom = torch.empty(int(bloom_offsets[-1]), BLOCK_WORDS, dtype=torch.int64)
+    native.call(
+        "stcli_matrix_fill",
+        terms.values,
+        terms.offsets,
+        num_items,
+        plan.own_row,
+        plan.bloom,
+        len(plan.own_row),
+        plan.slices,
+        len(plan.slices),
+        plan.presence,
+        len(plan.presence),
+        plan.num_own,
+        plan.num_hashes,
+        bloom_offsets,
+        own,
+        bloom,
+        threads,
+    )
+    return BitMatrix(own, bloom, bloom_offsets, plan.num_hashes, num_items)

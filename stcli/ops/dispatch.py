@@ -28,7 +28,8 @@ def resolve(backend: str, tensor: torch.Tensor) -> str:
             raise DeviceError(f"backend 'native' needs tensors on the CPU, got {tensor.device}; use --backend auto")
         if native.library() is None:
             raise DeviceError(
-                f"backend 'native' is not built here ({native.why_missing()}); use --backend torch or reinstall with a C++ compiler"
+                f"backend 'native' is not built here ({native.why_missing()}); "
+                "use --backend torch or reinstall with a C++ compiler"
             )
         return "native"
     if backend == "auto" and on_cpu and native.library() is not None:

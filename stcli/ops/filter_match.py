@@ -51,7 +51,7 @@ def filter_match(
     elif out.shape != (num_filters, num_words) or out.dtype != torch.int64 or not out.is_contiguous():
         raise TensorError(f"out: contiguous int64 [F={num_filters}, W={num_words}] expected, got {describe(out)}")
     if num_filters and num_words:
-        run = _native if dispatch.resolve(backend, out) == "native" and _has_native() else _torch
+        run = _native if dispatch.resolve(backend, out) == "native" else _torch
         run(matrix, program, out)
     return out
 
@@ -68,8 +68,8 @@ def _check(matrix: BitMatrix, program: Program) -> tuple[int, int]:
     num_words, num_blocks = -(-matrix.num_items // 64), -(-matrix.num_items // BLOCK_ROWS)
     if matrix.own.shape[1] != num_words or len(matrix.bloom_offsets) != num_blocks + 1:
         raise TensorError(
-            f"matrix: own int64 [R, {num_words}] and {num_blocks + 1} bloom_offsets expected with {matrix.num_items} items, "
-            f"got {describe(matrix.own)} and {len(matrix.bloom_offsets)}"
+            f"matrix: own int64 [R, {num_words}] and {num_blocks + 1} bloom_offsets expected with "
+            f"{matrix.num_items} items, got {describe(matrix.own)} and {len(matrix.bloom_offsets)}"
         )
     heights = matrix.bloom_offsets[1:] - matrix.bloom_offsets[:-1]
     if (
@@ -112,7 +112,7 @@ def _torch(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
         def leaf_values(_: torch.Tensor, leaves: torch.Tensor, masks: torch.Tensor = masks) -> torch.Tensor:
             return masks[leaves]
 
-        result = run_programs(program.ops, program.op_offsets, filters, program.max_depth, stack, leaf_values)
+        result = run_programs(program.ops, program.op_offsets, filters, stack, leaf_values)
         torch.bitwise_and(result, every_item, out=out[:, first : first + len(every_item)])
 
 
@@ -170,9 +170,19 @@ def _bloom_masks(matrix: BitMatrix, terms: torch.Tensor, first: int, num_words: 
     return masks.flatten(1)[:, :num_words]
 
 
-def _has_native() -> bool:
-    return hasattr(native.library(), "stcli_filter_match")
-
-
 def _native(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
-    raise NotImplementedError
+    native.call(
+        "stcli_filter_match",
+        matrix.own,
+        matrix.bloom,
+        matrix.bloom_offsets,
+        matrix.num_hashes,
+        matrix.num_items,
+        program.leaves,
+        len(program.leaves),
+        program.ops,
+        program.op_offsets,
+        len(out),
+        out,
+        native.num_threads(),
+    )

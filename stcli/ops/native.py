@@ -55,5 +55,26 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """The address of a contiguous CPU tensor (or null), for a native call."""
     if tensor is None:
         return ctypes.c_void_p(None)
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def call(function: str, *arguments: torch.Tensor | int | float) -> None:
+    """Call a function that returns 0, or 1 where memory ran out.
+
+    Args:
+        function: its name in the library.
+        arguments: CPU tensors go as addresses (a copy's if not contiguous), whole numbers as int64, others as double.
+    """
+    kept = [item.contiguous() if isinstance(item, torch.Tensor) else item for item in arguments]
+    passed = [
+        pointer(item)
+        if isinstance(item, torch.Tensor)
+        else ctypes.c_double(item)
+        if isinstance(item, float)
+        else ctypes.c_int64(item)
+        for item in kept
+    ]
+    if getattr(library(), function)(*passed):
+        raise MemoryError(f"{function}: out of memory")

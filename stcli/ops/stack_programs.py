@@ -41,8 +41,8 @@ def check_programs(ops: torch.Tensor, op_offsets: torch.Tensor, num_leaves: int,
     if bool(wrong.any()):
         place = _first(wrong)
         raise TensorError(
-            f"ops: program {int(program[place])} has op {int(ops[place])} with a stack of {int(depth[place])} after it; "
-            f"leaves 0 … {num_leaves - 1}, ops -1 … -3, a stack of 1 … {max_depth} and 1 at the end expected"
+            f"ops: program {int(program[place])} has op {int(ops[place])} with a stack of {int(depth[place])} after "
+            f"it; leaves 0 … {num_leaves - 1}, ops -1 … -3, a stack of 1 … {max_depth} and 1 at the end expected"
         )
 
 
@@ -50,7 +50,6 @@ def run_programs(
     ops: torch.Tensor,
     op_offsets: torch.Tensor,
     programs: torch.Tensor,
-    max_depth: int,
     stack: torch.Tensor,
     leaf_values: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
@@ -60,8 +59,7 @@ def run_programs(
         ops: int32 [T].
         op_offsets: int64 [F + 1].
         programs: int64 [X], the program of each line.
-        max_depth: largest stack that a program needs.
-        stack: bool or int64 [max_depth, X, ...], overwritten.
+        stack: bool or int64 [max_depth, X, ...], overwritten; max_depth is the largest stack that a program needs.
         leaf_values: called with lines int64 [Y] and the leaf that each pushes, int64 [Y]; returns [Y, ...].
 
     Returns:

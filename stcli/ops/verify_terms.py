@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from stcli.errors import TensorError
@@ -39,7 +41,7 @@ def verify_terms(
         TensorError: a tensor has another dtype, shape or device than stated, or a value is out of its range.
     """
     _check(terms, program, rows, filter_of_query)
-    run = _native if dispatch.resolve(backend, rows) == "native" and _has_native() else _torch
+    run = _native if dispatch.resolve(backend, rows) == "native" else _torch
     return run(terms, program, rows, filter_of_query)
 
 
@@ -58,6 +60,8 @@ def _check(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_
     counts = leaf_offsets.diff()
     if int(leaf_offsets[0]) != 0 or int(leaf_offsets[-1]) != num_intervals or bool((counts < 0).any()):
         raise TensorError(f"program.leaf_offsets: ascending from 0 to {num_intervals} (from lows) expected")
+    if bool((program.highs < program.lows).any()):
+        raise TensorError("program: highs >= lows expected")
     check_programs(program.ops, program.op_offsets, len(leaf_offsets) - 1, program.max_depth)
     for name, values, end in (
         ("rows", rows, len(terms.offsets) - 1),
@@ -79,25 +83,22 @@ def _torch(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_
     query, slot = torch.nonzero(verified & (filter_of_query >= 0)[:, None], as_tuple=True)
     for first in range(0, len(query), _LINES):
         place = query[first : first + _LINES], slot[first : first + _LINES]
-        lines = rows[place]
-        stack = torch.empty(program.max_depth, len(lines), dtype=torch.bool, device=rows.device)
-        verified[place] = run_programs(
-            program.ops,
-            program.op_offsets,
-            filter_of_query[place[0]],
-            program.max_depth,
-            stack,
-            lambda which, leaves, lines=lines: _has_term(terms, program, lines[which], leaves),
-        )
+        filters = filter_of_query[place[0]]
+        stack = torch.empty(program.max_depth, len(filters), dtype=torch.bool, device=rows.device)
+        leaf_values = partial(_has_term, terms, program, rows[place])
+        verified[place] = run_programs(program.ops, program.op_offsets, filters, stack, leaf_values)
     return verified
 
 
-def _has_term(terms: Postings, program: TermProgram, rows: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
-    """Whether each row has a term in an interval of its leaf: bool [Y] of rows int64 [Y] and leaves int64 [Y].
+def _has_term(
+    terms: Postings, program: TermProgram, rows: torch.Tensor, which: torch.Tensor, leaves: torch.Tensor
+) -> torch.Tensor:
+    """Whether row `rows[which[y]]` has a term in an interval of leaf `leaves[y]`: bool [Y]; all int64.
 
     Each term looks for its interval, rather than each interval for its term: an item has some tens of terms, an IN
     may have ten thousand values.
     """
+    rows = rows[which]
     starts = terms.offsets[rows]
     counts = terms.offsets[rows + 1] - starts
     found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
@@ -113,9 +114,23 @@ def _has_term(terms: Postings, program: TermProgram, rows: torch.Tensor, leaves:
     return found
 
 
-def _has_native() -> bool:
-    return hasattr(native.library(), "stcli_verify_terms")
-
-
 def _native(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_query: torch.Tensor) -> torch.Tensor:
-    raise NotImplementedError
+    verified = torch.empty(rows.shape, dtype=torch.bool)
+    native.call(
+        "stcli_verify_terms",
+        terms.values,
+        terms.offsets,
+        len(terms.values),
+        program.lows,
+        program.highs,
+        program.leaf_offsets,
+        program.ops,
+        program.op_offsets,
+        len(program.op_offsets) - 1,
+        rows,
+        filter_of_query,
+        *rows.shape,
+        verified,
+        native.num_threads(),
+    )
+    return verified

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from stcli.errors import InputError, nearest
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
 from stcli.pipeline.columns import KeptColumns
-from stcli.storage.columns import BadRows, read_embeddings, read_ids
+from stcli.pipeline.queries import QueryReader
+from stcli.storage.columns import BadRows
 
 SCORE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
@@ -33,6 +33,7 @@ class Counts:
     rejected: int = 0
     items_scored: int = 0
     unknown_values: int = 0
+    unknown_excluded: int = 0
 
     def add(self, other: Counts) -> None:
         """Add the counts of another batch or part."""
@@ -45,25 +46,21 @@ class Engine:
     """Turns batches of query rows into batches of result rows, one for one and in order.
 
     Attributes:
-        model: the packed model.
+        reader: of the query rows.
         options: how to search.
         query_schema: of the batches that will come.
-        id_column, embedding_column, filter_column: columns of the query table.
         columns: query columns copied to the output.
         item_columns: kept item columns, given for each result.
         score_type: Arrow type of scores, or None to leave them out.
         min_score: results below are dropped, or None.
         explain: add how each query was searched.
         explode: one row a result instead of one a query.
-        reject: called with (number of the row in the batch's table, id, reason) for each bad row.
+        reject: called with (table row of the batch, its bad rows, its ids).
     """
 
-    model: Retriever
+    reader: QueryReader
     options: SearchOptions
     query_schema: pa.Schema
-    id_column: str
-    embedding_column: str
-    filter_column: str | None
     columns: Sequence[str]
     item_columns: Sequence[str]
     score_type: pa.DataType | None
@@ -72,16 +69,19 @@ class Engine:
     explode: bool
     reject: Callable[[int, BadRows, pa.Array], None]
     counts: Counts = field(default_factory=Counts)
+    model: Retriever = field(init=False)
     kept: KeptColumns = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model = self.reader.model
         self.kept = KeptColumns(self.model.column_bytes)
         for name in self.item_columns:
             if name not in self.kept.schema.names:
                 raise InputError(
-                    f"--item-columns: the artifact keeps no column {name!r}; {nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
+                    f"--item-columns: the artifact keeps no column {name!r}; "
+                    f"{nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
                 )
-        taken = [self.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
+        taken = [self.reader.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise InputError(
@@ -93,7 +93,7 @@ class Engine:
         """Schema of the result batches."""
         source = self.query_schema
         nest = (lambda kind: kind) if self.explode else pa.list_
-        fields = [source.field(name) for name in (self.id_column, *self.columns)]
+        fields = [source.field(name) for name in (self.reader.id_column, *self.columns)]
         fields.append(pa.field("item_id", nest(pa.string() if self.model.ids.is_string else pa.int64())))
         if self.score_type is not None:
             fields.append(pa.field("score", nest(self.score_type)))
@@ -111,28 +111,12 @@ class Engine:
 
     def answer(self, row: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The results of one batch of query rows that starts at table row `row`."""
-        bad = BadRows.none(batch.num_rows)
-        ids = read_ids(batch.column(self.id_column), bad)
-        vectors = read_embeddings(batch.column(self.embedding_column), self.model.query_dim, np.dtype(np.float32), bad)
-        filters = self._filters(batch, bad)
-        self.reject(row, bad, ids)
-        usable = np.flatnonzero(~bad.bad)
-        given = filters if len(usable) == batch.num_rows else [filters[query] for query in usable]
-        queries = torch.from_numpy(vectors if len(usable) == batch.num_rows else vectors[usable])
-        results = self.model.search(queries, given, self.options)
-        self.counts.unknown_values += self.model.planner.unknown_values(given)
-        return self._table(batch, usable, results)
-
-    def _filters(self, batch: pa.RecordBatch, bad: BadRows) -> list[str | None]:
-        if self.filter_column is None:
-            return [None] * batch.num_rows
-        texts = batch.column(self.filter_column).to_pylist()
-        failed = self.model.planner.check(texts)
-        if failed:
-            mask = np.zeros(batch.num_rows, bool)
-            mask[list(failed)] = True
-            bad.mark(mask, [str(failed[query]) for query in sorted(failed)])
-        return texts
+        queries = self.reader.read(batch)
+        self.reject(row, queries.bad, queries.ids)
+        results = self.model.search(queries.vectors, queries.filters, self.options, queries.excluded)
+        self.counts.unknown_values += queries.filters.unknown_values()
+        self.counts.unknown_excluded += queries.excluded.unknown if queries.excluded else 0
+        return self._table(batch, queries.usable, results)
 
     def _table(self, batch: pa.RecordBatch, usable: np.ndarray, results: Results) -> pa.RecordBatch:
         rows, scores = results.rows.numpy(), results.score_matrix.numpy()
@@ -161,7 +145,7 @@ class Engine:
             )
         for name in self.item_columns:
             lists[name] = self.kept.take(name, flat)
-        plain = {name: batch.column(name) for name in (self.id_column, *self.columns)} | {
+        plain = {name: batch.column(name) for name in (self.reader.id_column, *self.columns)} | {
             "status": pa.array(status, pa.string())
         }
         if self.explain:

@@ -9,6 +9,8 @@ import numpy as np
 
 from stcli.config import PackConfig
 from stcli.errors import InputError
+from stcli.model.lookup import IdLookup
+from stcli.storage.atomic import allocate
 from stcli.storage.columns import BadRows, embedding_type, first_length, read_embeddings, read_ids
 from stcli.storage.ids import ItemIds
 from stcli.storage.parquet import open_table
@@ -36,6 +38,7 @@ def join_by_id(config: PackConfig, ids: ItemIds, manifest: dict[str, Any], besid
     table.column_type(config.id_column, "--id-column")
     where = f"{table.name}: column {config.embedding_column!r}"
     dtype, dim = embedding_type(table.column_type(config.embedding_column, "--embedding-column"), where)
+    lookup = IdLookup(ids)
     joined: np.ndarray | None = None
     seen = np.zeros(manifest["num_items"], bool)
     for first, batch in table.batches([config.id_column, config.embedding_column], BATCH_ROWS):
@@ -45,11 +48,12 @@ def join_by_id(config: PackConfig, ids: ItemIds, manifest: dict[str, Any], besid
             dim = dim or 0
             if dim < manifest["dim"]:
                 raise InputError(
-                    f"{table.name}: embeddings have {dim} dimensions, the index {manifest['dim']}; expected at least as many, since the first {manifest['dim']} of a query search the index"
+                    f"{table.name}: embeddings have {dim} dimensions, the index {manifest['dim']}; "
+                    f"expected at least as many, since the first {manifest['dim']} of a query search the index"
                 )
             joined = _unlinked(beside.with_name(beside.name + ".wide"), dtype, (manifest["num_items"], dim))
         bad = BadRows.none(batch.num_rows)
-        rows = ids.rows_of(read_ids(batch.column(config.id_column), bad))
+        rows = lookup.rows_of(read_ids(batch.column(config.id_column), bad))
         vectors = read_embeddings(column, dim or 0, dtype, bad)
         for local in sorted(bad.reasons):
             if rows[local] >= 0:
@@ -63,12 +67,16 @@ def join_by_id(config: PackConfig, ids: ItemIds, manifest: dict[str, Any], besid
     if joined is None or not seen.all():
         missing = ids.take(np.flatnonzero(~seen)[:1])[0].as_py()
         raise InputError(
-            f"{table.name}: no embedding for item {missing!r} and {int((~seen).sum()) - 1} more of {len(seen)}; every item of the index needs one"
+            f"{table.name}: no embedding for item {missing!r} and {int((~seen).sum()) - 1} more of {len(seen)}; "
+            "every item of the index needs one"
         )
     return joined
 
 
 def _unlinked(path: Path, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray:
-    array = np.memmap(path, dtype, "w+", shape=shape)
-    path.unlink()
+    try:
+        array = np.memmap(path, dtype, "w+", shape=shape)
+        allocate(path)
+    finally:
+        path.unlink()
     return array

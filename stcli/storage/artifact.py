@@ -61,7 +61,8 @@ def open_artifact_file(path: Path, verify: bool = False) -> Artifact:
         array = arrays[name]
         if array.dtype.name != entry["dtype"] or list(array.shape) != entry["shape"]:
             raise FormatError(
-                f"{path}: tensor {name!r} is {array.dtype.name} {list(array.shape)}, its manifest says {entry['dtype']} {entry['shape']}; pack it again"
+                f"{path}: tensor {name!r} is {array.dtype.name} {list(array.shape)}, its manifest "
+                f"says {entry['dtype']} {entry['shape']}; pack it again"
             )
         if verify and hash_array(array) != entry["sha256"]:
             raise FormatError(

@@ -80,6 +80,16 @@ def publish(partial: Path, path: Path) -> None:
     remove(aside)
 
 
+def allocate(path: Path) -> None:
+    """Claim the disk space of a sparse file now, since a full disk met by a write to its mapping kills the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, max(path.stat().st_size, 1))
+
+
 def sync(path: Path) -> None:
     """Ask the system to write a file or directory entry to disk."""
     handle = os.open(path, os.O_RDONLY)

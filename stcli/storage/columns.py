@@ -123,8 +123,8 @@ def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows) -
     result[usable] = read
     if holes is not None:
         bad.mark(_spread(holes, usable), "embedding holds a null")
-    bad.mark(np.isnan(result).any(1), "embedding holds a NaN")
-    bad.mark(np.isinf(result).any(1), "embedding holds an infinite value")
+    bad.mark(np.any(np.isnan(result), axis=1), "embedding holds a NaN")
+    bad.mark(np.any(np.isinf(result), axis=1), "embedding holds an infinite value")
     result[bad.bad] = 0
     return result
 

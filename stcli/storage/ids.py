@@ -1,4 +1,4 @@
-"""Item ids: int64 or string, in row order, and the map from id to row."""
+"""Item ids: int64 or string, in row order, and the rows in id order."""
 
 from __future__ import annotations
 
@@ -33,21 +33,6 @@ class ItemIds:
         if self.is_string:
             return self.ids.take(pa.array(rows))
         return pa.array(self.ids.to_numpy()[rows])
-
-    def rows_of(self, wanted: pa.Array) -> np.ndarray:
-        """Row of each id, int64 [M]; -1 for an id that is not there or is null."""
-        missing = wanted.is_null().to_numpy(zero_copy_only=False)
-        if self.is_string:
-            place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids)
-            found = pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-            return np.where(missing, -1, found)
-        keys = pc.fill_null(wanted.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-        if not len(self.order):
-            return np.full(len(keys), -1, np.int64)
-        values = self.ids.to_numpy()
-        place = np.searchsorted(values, keys, sorter=self.order)
-        rows = self.order[np.minimum(place, len(self.order) - 1)]
-        return np.where((values[rows] == keys) & ~missing, rows, -1)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored; see FORMAT.md."""

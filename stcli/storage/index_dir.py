@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stcli.errors import FormatError
-from stcli.storage.atomic import write_text
+from stcli.storage.atomic import allocate, write_text
 from stcli.storage.manifest import INDEX, canonical, check_sealed, hash_array, read_json, sealed
 
 MANIFEST = "manifest.json"
@@ -28,17 +28,20 @@ class IndexWriter:
 
     def create(self, name: str, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
         """A new array to fill in place."""
-        if not np.prod(shape, dtype=np.int64):
-            return self.write(name, np.zeros(shape, dtype))
-        array = np.lib.format.open_memmap(self._path(name), "w+", np.dtype(dtype), shape)
+        if np.prod(shape, dtype=np.int64):
+            array = np.lib.format.open_memmap(self._path(name), "w+", np.dtype(dtype), shape)
+            allocate(self._path(name))
+        else:  # cannot be mapped
+            array = np.zeros(shape, dtype)
+            np.save(self._path(name), array)
         self._arrays[name] = array
         return array
 
     def write(self, name: str, array: np.ndarray) -> np.ndarray:
         """Write a whole array."""
-        np.save(self._path(name), array)
-        self._arrays[name] = array
-        return array
+        created = self.create(name, array.dtype, array.shape)
+        created[...] = array
+        return created
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"
@@ -89,7 +92,8 @@ def open_index(path: Path, verify: bool = False) -> IndexDir:
             raise FormatError(f"{file}: cannot be read ({error}); the index is incomplete, build it again") from error
         if array.dtype.name != entry["dtype"] or list(array.shape) != entry["shape"]:
             raise FormatError(
-                f"{file}: is {array.dtype.name} {list(array.shape)}, the manifest says {entry['dtype']} {entry['shape']}; build the index again"
+                f"{file}: is {array.dtype.name} {list(array.shape)}, the manifest says "
+                f"{entry['dtype']} {entry['shape']}; build the index again"
             )
         if verify and hash_array(array) != entry["sha256"]:
             raise FormatError(f"{file}: its content does not match the hash in the manifest; build the index again")

@@ -34,7 +34,7 @@ def hash_array(array: np.ndarray) -> str:
     digest = hashlib.sha256()
     flat = array.reshape(-1).view(np.uint8)
     for start in range(0, flat.size, HASH_CHUNK):
-        digest.update(flat[start : start + HASH_CHUNK])
+        digest.update(flat[start : start + HASH_CHUNK].data)
     return digest.hexdigest()
 
 
@@ -57,7 +57,8 @@ def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
     ours = VERSIONS[kind]
     if major != ours[0] or minor > ours[1]:
         raise FormatError(
-            f"{where}: format version {major}.{minor}, this stcli reads {ours[0]}.0 to {ours[0]}.{ours[1]}; make it again with this version, or use the newer stcli"
+            f"{where}: format version {major}.{minor}, this stcli reads {ours[0]}.0 to {ours[0]}.{ours[1]}; "
+            "make it again with this version, or use the newer stcli"
         )
     body = {key: value for key, value in manifest.items() if key != "fingerprint"}
     if manifest.get("fingerprint") != fingerprint(body):

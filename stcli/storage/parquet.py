@@ -197,5 +197,6 @@ def _check_same_columns(first: pa.Schema, other: pa.Schema, path: str, columns: 
         expected, found = first.field(column).type, other.field(column).type
         if found != expected:
             raise InputError(
-                f"{path}: column {column!r} is {found}, but {expected} in the first file; every file needs the same type"
+                f"{path}: column {column!r} is {found}, but {expected} in the first file; "
+                "every file needs the same type"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,16 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def known(self) -> set[int]:
-        """The table rows noted so far."""
-        return set(self.rows)
-
     def entries(self, start: int = 0) -> list[tuple[int, str, str]]:
         """(row, id, reason) of the bad rows noted, from the `start`-th on."""
         return list(zip(self.rows[start:], self._ids[start:], self._reasons[start:], strict=True))
+
+    def restore(self, entries: Iterable[tuple[int, str, str]]) -> None:
+        """Take over the rows that were rejected before an interruption, unless they are noted already."""
+        known = set(self.rows)
+        for row, row_id, reason in entries:
+            if row not in known:
+                self.add(row, row_id, reason)
 
     def take(self, first_row: int, bad: BadRows, ids: pa.Array) -> None:
         """Note the bad rows of a batch that starts at table row `first_row`.
@@ -61,7 +64,8 @@ class Quarantine:
         """Note one bad row; as `take`."""
         if self._mode == "fail":
             raise InputError(
-                f"{self._table.name}: {self._table.where(row)} (id {row_id!r}): {reason}; mend it, or use --bad-rows quarantine to set such rows aside"
+                f"{self._table.name}: {self._table.where(row)} (id {row_id!r}): {reason}; "
+                "mend it, or use --bad-rows quarantine to set such rows aside"
             )
         self.rows.append(row)
         self._ids.append(str(row_id))

@@ -50,7 +50,8 @@ class ResultsWriter:
             atomic.check_output(output, overwrite)
             if self.folder.exists() and not overwrite:
                 raise ExistsError(
-                    f"{self.folder}: an interrupted run is there; add --resume to go on with it, or --overwrite to start again"
+                    f"{self.folder}: an interrupted run is there; "
+                    "add --resume to go on with it, or --overwrite to start again"
                 )
             atomic.remove(self.folder)
             self.folder.mkdir()
@@ -63,7 +64,8 @@ class ResultsWriter:
         if changed:
             key = changed[0]
             raise InputError(
-                f"{self.folder}: {', '.join(changed)} changed since the run was interrupted ({key} was {_short(before.get(key))}, is {_short(self._identity.get(key))}); "
+                f"{self.folder}: {', '.join(changed)} changed since the run was interrupted ({key} was "
+                f"{_short(before.get(key))}, is {_short(self._identity.get(key))}); "
                 "give the same inputs and options, or --overwrite to start again"
             )
 

@@ -139,7 +139,8 @@ def read_safetensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
             low, high = (start + int(offset) for offset in entry["data_offsets"])
             if high > size or high - low != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
                 raise FormatError(
-                    f"{path}: tensor {name!r} ends at byte {high}, the file has {size}; it is truncated or damaged, copy or pack it again"
+                    f"{path}: tensor {name!r} ends at byte {high}, the file has {size}; "
+                    "it is truncated or damaged, copy or pack it again"
                 )
             arrays[name] = np.ndarray(shape, dtype, mapped, low)
         except (KeyError, TypeError, ValueError) as error:

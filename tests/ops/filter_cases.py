@@ -1,35 +1,13 @@
-"""Random corpora, plans and programs for the tests of the filter operations, and the forms they run in."""
+"""Random corpora, plans and programs for the tests of the filter operations."""
 
 from __future__ import annotations
 
-import ctypes
+import itertools
 import random
-from collections.abc import Iterator
 
-import pytest
 import torch
 
-from stcli.ops import native
 from stcli.types import OP_AND, OP_NOT, OP_OR, MatrixPlan, Postings, Program, TermProgram
-
-FORMS = ("torch", "portable", "avx2", "avx512")
-
-
-@pytest.fixture(params=FORMS)
-def backend(request) -> Iterator[str]:
-    """Run a test in the torch form and in each instruction set of the native form."""
-    if request.param == "torch":
-        yield "torch"
-        return
-    library = native.library()
-    if library is None:
-        pytest.skip(f"native library not built: {native.why_missing()}")
-    force = library.stcli_filter_force_isa
-    force.restype = ctypes.c_int
-    if force(FORMS.index(request.param) - 1) != 0:
-        pytest.skip(f"this CPU lacks {request.param}")
-    yield "native"
-    force(-1)
 
 
 def postings(items: list[list[int]]) -> Postings:
@@ -66,7 +44,7 @@ def random_plan(
         own_row.append(rows if rng.random() < own_share else -1)
         rows += own_row[-1] >= 0
     bounds = sorted(rng.randint(0, num_terms) for _ in range(num_features + 1))
-    for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, end in itertools.pairwise(bounds):
         presence.append([rows, first, end])
         rows += 1
         for side in (0, 1):

@@ -13,40 +13,41 @@ from hypothesis import strategies as st
 from stcli.errors import TensorError
 from stcli.ops.build_bit_matrix import build_bit_matrix
 from tests import oracles_filter
-from tests.ops.filter_cases import backend, postings, random_items, random_plan  # noqa: F401  (a fixture)
+from tests.ops.filter_cases import postings, random_items, random_plan
 
 EDGES = (1, 63, 64, 65, 4095, 4096, 4097)
 
 
 def compare(items, plan, matrix):
     own, blocks = oracles_filter.bit_matrix(items, plan)
-    assert matrix.num_items == len(items) and matrix.num_hashes == plan.num_hashes
+    assert (matrix.num_items, matrix.num_hashes) == (len(items), plan.num_hashes)
     assert matrix.bloom_offsets.diff().tolist() == [len(bits) for bits in blocks]
     assert matrix.own.tolist() == oracles_filter.words_of(own).tolist()
     expected = [row for bits in blocks for row in oracles_filter.words_of(bits).tolist()]
     assert matrix.bloom.tolist() == expected
 
 
-def test_worked_example(backend):
+def test_worked_example(form):
     plan = replace(
         random_plan(random.Random(0), 0, num_features=0),
         own_row=torch.tensor([0, -1], dtype=torch.int32),
         bloom=torch.tensor([False, False]),
         num_own=1,
     )
-    matrix = build_bit_matrix(postings([[0], [0, 1], []]), plan, backend=backend)
-    assert matrix.own.tolist() == [[0b011]] and matrix.bloom.shape == (0, 64)
+    matrix = build_bit_matrix(postings([[0], [0, 1], []]), plan, backend=form)
+    assert matrix.own.tolist() == [[0b011]]
+    assert matrix.bloom.shape == (0, 64)
 
 
 @pytest.mark.parametrize("num_items", EDGES)
-def test_edges_of_words_and_blocks(backend, num_items):
+def test_edges_of_words_and_blocks(form, num_items):
     rng = random.Random(num_items)
     items, plan = random_items(rng, num_items, 40), random_plan(rng, 40)
-    compare(items, plan, build_bit_matrix(postings(items), plan, backend=backend))
+    compare(items, plan, build_bit_matrix(postings(items), plan, backend=form))
 
 
 @pytest.mark.parametrize("case", ["no_own_rows", "no_bloom_rows", "no_terms", "no_items", "fixed_width", "many_hashes"])
-def test_plans(backend, case):
+def test_plans(form, case):
     rng = random.Random(case)
     settings = {
         "no_own_rows": {"own_share": 0.0, "num_features": 0},
@@ -57,29 +58,29 @@ def test_plans(backend, case):
     num_terms = 0 if case == "no_terms" else 30
     items = random_items(rng, 0 if case == "no_items" else 200, num_terms)
     plan = random_plan(rng, num_terms, **settings.get(case, {}))
-    compare(items, plan, build_bit_matrix(postings(items), plan, backend=backend))
+    compare(items, plan, build_bit_matrix(postings(items), plan, backend=form))
 
 
-def test_one_item_with_5000_terms_fills_its_column_and_widens_little(backend):
+def test_one_item_with_5000_terms_fills_its_column_and_widens_little(form):
     rng = random.Random(1)
     items = random_items(rng, 4200, 6000)
     items[4096:] = [[] for _ in items[4096:]]  # a block without Bloom terms has no Bloom rows
     plan = random_plan(rng, 6000, own_share=0.0, bloom_share=1.0, num_features=0, bloom_fpr=0.01)
-    narrow = build_bit_matrix(postings(items), plan, backend=backend)
+    narrow = build_bit_matrix(postings(items), plan, backend=form)
     items[17] = list(range(5000))
-    matrix = build_bit_matrix(postings(items), plan, backend=backend)
+    matrix = build_bit_matrix(postings(items), plan, backend=form)
     compare(items, plan, matrix)
     assert matrix.bloom_offsets[1] == matrix.bloom_offsets[2] < 2 * narrow.bloom_offsets[1]
     assert (matrix.bloom[:, 0] >> 17 & 1).all()
 
 
 @pytest.mark.parametrize("bloom_fpr", [0.5, 0.05, 0.001])
-def test_false_positive_rate_is_kept(backend, bloom_fpr):
+def test_false_positive_rate_is_kept(form, bloom_fpr):
     """Items without a term that its rows admit: at most the share asked for, but for chance (5 sigma)."""
     rng = random.Random(7)
     items = [sorted(rng.sample(range(900), rng.randint(1, 9))) for _ in range(2 * 4096)]
     plan = random_plan(rng, 1000, own_share=0.0, bloom_share=1.0, num_features=0, bloom_fpr=bloom_fpr)
-    matrix = build_bit_matrix(postings(items), plan, backend=backend)
+    matrix = build_bit_matrix(postings(items), plan, backend=form)
     wrong = 0
     for block in (0, 1):
         first, end = (int(x) for x in matrix.bloom_offsets[block : block + 2])
@@ -100,8 +101,8 @@ def test_property_equals_oracle(seed, num_items, num_terms, num_hashes):
     plan = random_plan(
         rng, num_terms, num_hashes=num_hashes, fixed_width=rng.choice((None, 1, 9)), own_share=rng.random()
     )
-    for backend in ("torch", "auto"):
-        compare(items, plan, build_bit_matrix(postings(items), plan, backend=backend))
+    for form in ("torch", "auto"):
+        compare(items, plan, build_bit_matrix(postings(items), plan, backend=form))
 
 
 @pytest.mark.parametrize(
@@ -128,5 +129,5 @@ def test_wrong_plans_are_refused(change, message):
 
 def test_a_term_outside_the_vocabulary_is_refused():
     plan = random_plan(random.Random(0), 2)
-    with pytest.raises(TensorError, match="terms.values: 0 … 1 expected"):
+    with pytest.raises(TensorError, match=r"terms\.values: 0 … 1 expected"):
         build_bit_matrix(postings([[0], [2]]), plan)

@@ -15,8 +15,7 @@ from stcli.ops.build_bit_matrix import build_bit_matrix
 from stcli.ops.filter_match import filter_match
 from stcli.types import OP_AND, OP_NOT, OP_OR, BitMatrix
 from tests import oracles_filter
-from tests.ops.filter_cases import (  # noqa: F401  (backend is a fixture)
-    backend,
+from tests.ops.filter_cases import (
     deep_ops,
     make_program,
     postings,
@@ -42,13 +41,13 @@ def small_matrix(rows, num_items):
     )
 
 
-def test_worked_example(backend):
+def test_worked_example(form):
     program = make_program([(2, 0, 0, 0), (2, 1, 0, 0)], [[0, 1, OP_NOT, OP_AND]])
-    assert filter_match(small_matrix([[0b011], [0b110]], 3), program, backend=backend).tolist() == [[0b001]]
+    assert filter_match(small_matrix([[0b011], [0b110]], 3), program, backend=form).tolist() == [[0b001]]
 
 
 @pytest.mark.parametrize("num_items", [1, 63, 64, 65, 4095, 4096, 4097])
-def test_edges_of_words_and_blocks(backend, num_items):
+def test_edges_of_words_and_blocks(form, num_items):
     rng = random.Random(num_items)
     items, plan = random_items(rng, num_items, 40), random_plan(rng, 40)
     leaves = random_leaves(rng, plan)
@@ -58,11 +57,11 @@ def test_edges_of_words_and_blocks(backend, num_items):
         shapes = rng.sample(shapes, 14)
     program = make_program(leaves, shapes)
     matrix = build_bit_matrix(postings(items), plan, backend="torch")
-    assert filter_match(matrix, program, backend=backend).tolist() == expected_words(items, plan, program)
+    assert filter_match(matrix, program, backend=form).tolist() == expected_words(items, plan, program)
 
 
 @pytest.mark.parametrize("case", ["no_own_rows", "no_bloom_rows", "empty_rows", "many_hashes", "fixed_width"])
-def test_matrices(backend, case):
+def test_matrices(form, case):
     rng = random.Random(case)
     settings = {
         "no_own_rows": {"own_share": 0.0, "num_features": 0},
@@ -75,19 +74,19 @@ def test_matrices(backend, case):
     leaves = random_leaves(rng, plan)
     program = make_program(leaves, [random_ops(rng, len(leaves), rng.randint(1, 6)) for _ in range(40)])
     matrix = build_bit_matrix(postings(items), plan, backend="torch")
-    assert filter_match(matrix, program, backend=backend).tolist() == expected_words(items, plan, program)
+    assert filter_match(matrix, program, backend=form).tolist() == expected_words(items, plan, program)
 
 
-def test_a_block_without_bloom_rows_holds_no_bloom_term(backend):
+def test_a_block_without_bloom_rows_holds_no_bloom_term(form):
     items = [[0]] * 4096 + [[]] * 10
     plan = random_plan(random.Random(0), 1, own_share=0.0, bloom_share=1.0, num_features=0)
     matrix = build_bit_matrix(postings(items), plan, backend="torch")
     assert matrix.bloom_offsets.diff().tolist()[1] == 0
-    words = filter_match(matrix, make_program([(3, 0, 0, 0)], [[0], [0, OP_NOT]]), backend=backend)
+    words = filter_match(matrix, make_program([(3, 0, 0, 0)], [[0], [0, OP_NOT]]), backend=form)
     assert words.tolist() == [[-1] * 64 + [0], [0] * 64 + [1023]]
 
 
-def test_deep_programs_and_and_chains(backend):
+def test_deep_programs_and_and_chains(form):
     rng = random.Random(3)
     items, plan = random_items(rng, 300, 20), random_plan(rng, 20)
     leaves = random_leaves(rng, plan)
@@ -95,21 +94,24 @@ def test_deep_programs_and_and_chains(backend):
     programs = [deep_ops(rng, len(leaves), depth) for depth in (30, 2, 31, 1)] + [chain, [1, 2, OP_AND, 3, OP_AND]]
     program = make_program(leaves, programs)
     matrix = build_bit_matrix(postings(items), plan, backend="torch")
-    assert filter_match(matrix, program, backend=backend).tolist() == expected_words(items, plan, program)
+    assert filter_match(matrix, program, backend=form).tolist() == expected_words(items, plan, program)
 
 
 @pytest.mark.parametrize("num_bits", range(1, 22))
-def test_comparisons_of_rank_codes(backend, num_bits):
+def test_comparisons_of_rank_codes(form, num_bits):
     """Codes and bounds at both ends, around a random one, and beyond: LESS and EQUAL as integers compare."""
     rng = random.Random(num_bits)
     top = (1 << num_bits) - 1
     codes = [0, 1, top, max(top - 1, 0)] + [rng.randint(0, top) for _ in range(100)]
     bounds = [-1, 0, 1, top, top + 1, top + 9, codes[5], codes[6], codes[7] + 1]
-    rows = [[sum((code >> bit & 1) << i for i, code in enumerate(codes[w : w + 64])) for w in (0, 64)] for bit in range(num_bits)]
+    rows = [
+        [sum((code >> bit & 1) << i for i, code in enumerate(codes[w : w + 64])) for w in (0, 64)]
+        for bit in range(num_bits)
+    ]
     rows = [[word - (1 << 64) if word >> 63 else word for word in row] for row in rows]
     leaves = [(kind, 0, num_bits, bound) for bound in bounds for kind in (4, 5)]
     words = filter_match(
-        small_matrix(rows, len(codes)), make_program(leaves, [[i] for i in range(len(leaves))]), backend=backend
+        small_matrix(rows, len(codes)), make_program(leaves, [[i] for i in range(len(leaves))]), backend=form
     )
     bits = [[line[i // 64] >> (i % 64) & 1 for i in range(len(codes))] for line in words.tolist()]
     assert bits == [
@@ -117,7 +119,7 @@ def test_comparisons_of_rank_codes(backend, num_bits):
     ]
 
 
-def test_many_leaves_and_filters(backend):
+def test_many_leaves_and_filters(form):
     """More leaves and filters than one tile of the native form holds."""
     rng = random.Random(11)
     num_items, num_rows = 4097, 3000
@@ -126,7 +128,7 @@ def test_many_leaves_and_filters(backend):
     matrix = replace(small_matrix([[0]], num_items), own=rows, bloom_offsets=torch.zeros(3, dtype=torch.int64))
     programs = [[a, b, OP_AND] for a, b in (rng.sample(range(num_rows), 2) for _ in range(2000))]
     programs += [[0, *(x for leaf in range(1, num_rows) for x in (leaf, rng.choice((OP_AND, OP_OR))))]]
-    words = filter_match(matrix, make_program([(2, i, 0, 0) for i in range(num_rows)], programs), backend=backend)
+    words = filter_match(matrix, make_program([(2, i, 0, 0) for i in range(num_rows)], programs), backend=form)
     pairs = torch.tensor([program[:2] for program in programs[:2000]])
     assert torch.equal(words[:2000], rows[pairs[:, 0]] & rows[pairs[:, 1]])
     expected = rows[0]
@@ -135,17 +137,19 @@ def test_many_leaves_and_filters(backend):
     assert torch.equal(words[2000], expected)
 
 
-def test_out_is_written_and_returned(backend):
+def test_out_is_written_and_returned(form):
     matrix, program = small_matrix([[0b011]], 3), make_program([(2, 0, 0, 0)], [[0], [0, OP_NOT]])
     out = torch.full((2, 1), 77)
-    assert filter_match(matrix, program, out=out, backend=backend) is out
+    assert filter_match(matrix, program, out=out, backend=form) is out
     assert out.tolist() == [[0b011], [0b100]]
 
 
-def test_no_items_and_no_filters(backend):
-    empty = replace(small_matrix([[0]], 0), own=torch.zeros(1, 0, dtype=torch.int64), bloom_offsets=torch.zeros(1).long())
-    assert filter_match(empty, make_program([(0, 0, 0, 0)], [[0]]), backend=backend).shape == (1, 0)
-    assert filter_match(small_matrix([[0]], 3), make_program([], []), backend=backend).shape == (0, 1)
+def test_no_items_and_no_filters(form):
+    empty = replace(
+        small_matrix([[0]], 0), own=torch.zeros(1, 0, dtype=torch.int64), bloom_offsets=torch.zeros(1).long()
+    )
+    assert filter_match(empty, make_program([(0, 0, 0, 0)], [[0]]), backend=form).shape == (1, 0)
+    assert filter_match(small_matrix([[0]], 3), make_program([], []), backend=form).shape == (0, 1)
 
 
 def test_threads_do_not_change_the_words(monkeypatch):
@@ -159,7 +163,8 @@ def test_threads_do_not_change_the_words(monkeypatch):
         monkeypatch.setattr("stcli.ops.native._num_threads", threads)
         assert torch.equal(filter_match(matrix, program), words)
         again = build_bit_matrix(postings(items), plan)
-        assert torch.equal(again.own, matrix.own) and torch.equal(again.bloom, matrix.bloom)
+        assert torch.equal(again.own, matrix.own)
+        assert torch.equal(again.bloom, matrix.bloom)
 
 
 @settings(max_examples=40, deadline=None)
@@ -171,8 +176,8 @@ def test_property_equals_oracle(seed, num_items, num_terms):
     program = make_program(leaves, [random_ops(rng, len(leaves), rng.randint(1, 8)) for _ in range(rng.randint(1, 9))])
     expected = expected_words(items, plan, program)
     matrix = build_bit_matrix(postings(items), plan)
-    for backend in ("torch", "auto"):
-        assert filter_match(matrix, program, backend=backend).tolist() == expected
+    for form in ("torch", "auto"):
+        assert filter_match(matrix, program, backend=form).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,7 @@ from stcli.errors import TensorError
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import OP_AND, OP_NOT
 from tests import oracles_filter
-from tests.ops.filter_cases import (  # noqa: F401  (backend is a fixture)
-    backend,
+from tests.ops.filter_cases import (
     deep_ops,
     make_term_program,
     postings,
@@ -39,59 +38,59 @@ def random_case(rng, num_items, num_terms, num_queries, num_slots, longest=6):
     return items, program, rows.reshape(num_queries, num_slots), filters
 
 
-def compare(items, program, rows, filters, backend):
-    verified = verify_terms(postings(items), program, rows, filters, backend=backend)
+def compare(items, program, rows, filters, form):
+    verified = verify_terms(postings(items), program, rows, filters, backend=form)
     assert verified.dtype == torch.bool
     assert verified.tolist() == oracles_filter.verify_terms(items, program, rows, filters).tolist()
 
 
-def test_worked_example(backend):
+def test_worked_example(form):
     program = make_term_program([[(2, 3)], [(4, 9)]], [[0, 1, OP_NOT, OP_AND]])
-    compare([[2, 5], [3], [2]], program, torch.tensor([[0, 1, 2, -1]]), torch.tensor([0]), backend)
+    compare([[2, 5], [3], [2]], program, torch.tensor([[0, 1, 2, -1]]), torch.tensor([0]), form)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_programs(backend, seed):
+def test_random_programs(form, seed):
     rng = random.Random(seed)
-    compare(*random_case(rng, 50, 60, 40, 11, longest=(6, 6, 6, 20, 40, 0)[seed]), backend)
+    compare(*random_case(rng, 50, 60, 40, 11, longest=(6, 6, 6, 20, 40, 0)[seed]), form)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 5000])
-def test_row_lengths(backend, length):
+def test_row_lengths(form, length):
     """Rows that end at, before and after the width of a vector, beside one that has the missing term."""
     items = [[3], [2 * i for i in range(length)], [3], [2 * i + 1 for i in range(length)]]
     bounds = [(t, t + 1) for t in (0, 1, 2, 3, 2 * length - 2, 2 * length - 1, 2 * length)]
     program = make_term_program([[bound] for bound in bounds], [[leaf] for leaf in range(len(bounds))])
     rows = torch.arange(4).repeat(len(bounds), 1)
-    compare(items, program, rows, torch.arange(len(bounds)), backend)
+    compare(items, program, rows, torch.arange(len(bounds)), form)
 
 
-def test_deep_programs_and_long_lists_of_values(backend):
+def test_deep_programs_and_long_lists_of_values(form):
     rng = random.Random(2)
     items = random_items(rng, 40, 3000, longest=30)
     leaves = [[(t, t + 1) for t in range(0, 3000, 3)], [(t, t + 2) for t in range(1, 3000, 5)], [], [(7, 9), (9, 11)]]
     programs = [[leaf] for leaf in range(4)] + [deep_ops(rng, 4, 30), deep_ops(rng, 4, 70)]
     rows = torch.arange(40).repeat(len(programs), 1)
-    compare(items, make_term_program(leaves, programs), rows, torch.arange(len(programs)), backend)
+    compare(items, make_term_program(leaves, programs), rows, torch.arange(len(programs)), form)
 
 
 @pytest.mark.parametrize(("num_queries", "num_slots"), [(0, 5), (3, 0), (0, 0), (1, 1)])
-def test_empty_shapes(backend, num_queries, num_slots):
-    compare(*random_case(random.Random(4), 5, 9, num_queries, num_slots), backend)
+def test_empty_shapes(form, num_queries, num_slots):
+    compare(*random_case(random.Random(4), 5, 9, num_queries, num_slots), form)
 
 
-def test_no_items_and_no_filters(backend):
+def test_no_items_and_no_filters(form):
     program = make_term_program([], [])
-    compare([], program, torch.full((2, 3), -1), torch.full((2,), -1), backend)
-    compare([[0], []], program, torch.tensor([[0, 1, -1]]), torch.tensor([-1]), backend)
+    compare([], program, torch.full((2, 3), -1), torch.full((2,), -1), form)
+    compare([[0], []], program, torch.tensor([[0, 1, -1]]), torch.tensor([-1]), form)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(0, 40), st.integers(0, 6))
 def test_property_equals_oracle(seed, num_items, num_terms, num_queries):
     case = random_case(random.Random(seed), num_items, num_terms, num_queries, 5)
-    for backend in ("torch", "auto"):
-        compare(*case, backend)
+    for form in ("torch", "auto"):
+        compare(*case, form)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+# make demo    first filtered retrieval on example data, from nothing
+# make test    the whole test suite, from nothing
+# Both make the environment in .venv first; a second call reuses it. Other Python: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stcli-installed
+WHEEL_VENV := build/wheel-venv
+WHEEL_TREE := build/wheel-tree
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help install demo test test-fast lint types format wheel wheel-test clean
+
+help:
+	@echo "targets: demo test test-fast lint types format wheel-test clean"
+
+install: $(STAMP)
+
+# The install builds the native library, so the kernels are prerequisites. An old library goes first: the build is
+# optional, and one that fails must not leave last week's code behind.
+$(STAMP): pyproject.toml constraints.txt $(wildcard kernels/*.cpp kernels/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f stcli/_native*.so
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+# ---- the example: 43,591 Unicode characters, found by their names --------------------------------
+
+demo/queries.parquet: examples/make_unicode_data.py examples/sparse_svd.py | $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/make_unicode_data.py --out demo
+
+COLUMNS := --id-column query_id --embedding-column embedding --filter-column filter
+
+demo: export PATH := $(abspath $(BIN)):$(PATH)
+demo: demo/queries.parquet
+	rm -rf demo/items.index demo/model.safetensors demo/results demo/report
+	stcli build-index demo/items.parquet -o demo/items.index --id-column item_id --embedding-column embedding \
+	  --feature-columns category,bidirectional,width,words,script,numeric --keep-columns char,name
+	stcli pack-model demo/items.index -o demo/model.safetensors
+	stcli retrieve demo/model.safetensors demo/queries.parquet -o demo/results --k 10 $(COLUMNS) \
+	  --columns text,filter --item-columns char,name
+	stcli bench demo/model.safetensors demo/queries.parquet -o demo/report --k 10 $(COLUMNS)
+	$(BIN)/python examples/show_results.py demo/results
+
+# ---- checks ----------------------------------------------------------------------------------------
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# The wheel is built from the source distribution, so a file missing from either shows. Its environment borrows the
+# dependencies of .venv by a .pth file (whose own .pth files, and so the editable install, are not read), and the tests
+# run in a copy of the tree that has no stcli/ and no kernels/.
+wheel: $(STAMP)
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist .
+
+wheel-test: wheel
+	rm -rf $(WHEEL_VENV) $(WHEEL_TREE)
+	$(BIN)/python -m venv $(WHEEL_VENV)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --no-deps --no-index build/dist/stcli-*.whl
+	mkdir -p $(WHEEL_TREE)
+	cp -r tests examples pyproject.toml constraints.txt Makefile README.md CHANGELOG.md LICENSE $(WHEEL_TREE)
+	cd $(WHEEL_TREE) && ../wheel-venv/bin/python -c "import stcli, sys; assert stcli.__file__.startswith(sys.prefix), stcli.__file__"
+	cd $(WHEEL_TREE) && PATH=$(abspath $(WHEEL_VENV))/bin:$$PATH ../wheel-venv/bin/python -m pytest $(PYTEST_ARGS)
+
+clean:
+	rm -rf build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(STAMP)
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	rm -f stcli/_native*.so

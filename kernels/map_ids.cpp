@@ -1,0 +1,42 @@
+// map_ids: the row of each id through a hash table of rows with linear probing.
+//   in   ids i64 [N] distinct   table i64 [S], S a power of two, S >= 2 N   wanted i64 [M]
+//   out  rows i64 [M], -1 where there is no such id
+//   cost two random reads an id, a slot of the table and the id of its row: 25 ns an id of 1 M on one core (AMD EPYC
+//        Zen 4); prefetching 8 to 32 ids ahead gained nothing
+#include <cstdint>
+
+#include "parallel.h"
+
+namespace {
+
+constexpr int64_t kChunk = 1 << 14;
+
+inline uint64_t slot_of(int64_t id, uint64_t mask) {
+  const uint64_t x = static_cast<uint64_t>(id) * 0x9E3779B97F4A7C15ull;
+  return (x ^ (x >> 32)) & mask;
+}
+
+}  // namespace
+
+extern "C" void stcli_build_id_table(const int64_t* ids, int64_t num_ids, int64_t* table, int64_t size) {
+  const uint64_t mask = static_cast<uint64_t>(size - 1);
+  std::fill(table, table + size, int64_t{-1});
+  for (int64_t row = 0; row < num_ids; ++row) {
+    uint64_t slot = slot_of(ids[row], mask);
+    while (table[slot] >= 0) slot = (slot + 1) & mask;
+    table[slot] = row;
+  }
+}
+
+extern "C" void stcli_map_ids(const int64_t* ids, const int64_t* table, int64_t size, const int64_t* wanted,
+                              int64_t count, int64_t* rows, int num_threads) {
+  const uint64_t mask = static_cast<uint64_t>(size - 1);
+  stcli::parallel_for((count + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk, int) {
+    const int64_t end = std::min(count, (chunk + 1) * kChunk);
+    for (int64_t i = chunk * kChunk; i < end; ++i) {
+      uint64_t slot = slot_of(wanted[i], mask);
+      while (table[slot] >= 0 && ids[table[slot]] != wanted[i]) slot = (slot + 1) & mask;
+      rows[i] = table[slot];
+    }
+  });
+}

@@ -1,0 +1,80 @@
+"""The filters of many queries, handed out tile by tile as `FilterBatch`es."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from stcli.filters.bind import TemplatePlan
+from stcli.filters.program import FilterBatch, Planner
+from stcli.filters.tree import Node
+
+
+class FilterSource(Protocol):
+    """Filters of a number of queries."""
+
+    def __len__(self) -> int:
+        """Number of queries."""
+
+    def batch(self, start: int, stop: int) -> FilterBatch:
+        """Plan the filters of queries `start … stop - 1`."""
+
+    def take(self, queries: np.ndarray) -> FilterSource:
+        """The filters of some queries, int64 [b]."""
+
+    def unknown_values(self) -> int:
+        """Literals in the filter texts that are no value of their feature."""
+
+
+@dataclass(frozen=True)
+class GivenFilters:
+    """A text or tree, or None, for each query."""
+
+    planner: Planner
+    given: Sequence[str | Node | None]
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def batch(self, start: int, stop: int) -> FilterBatch:
+        """Plan the filters of queries `start … stop - 1`."""
+        return self.planner.batch(self.given[start:stop])
+
+    def take(self, queries: np.ndarray) -> GivenFilters:
+        """The filters of some queries, int64 [b]."""
+        return GivenFilters(self.planner, [self.given[query] for query in queries.tolist()])
+
+    def unknown_values(self) -> int:
+        """Literals in the filters that are no value of their feature."""
+        return self.planner.unknown_values(self.given)
+
+
+@dataclass(frozen=True)
+class BoundFilters:
+    """One template for all queries, bound from a column for each placeholder, ANDed with a text for each query."""
+
+    plan: TemplatePlan
+    columns: Mapping[str, pa.Array]
+    texts: Sequence[str | None]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def batch(self, start: int, stop: int) -> FilterBatch:
+        """Bind and plan the filters of queries `start … stop - 1`."""
+        columns = {name: column.slice(start, stop - start) for name, column in self.columns.items()}
+        return self.plan.batch(columns, self.texts[start:stop])
+
+    def take(self, queries: np.ndarray) -> BoundFilters:
+        """The filters of some queries, int64 [b]."""
+        chosen = pa.array(queries)
+        columns = {name: column.take(chosen) for name, column in self.columns.items()}
+        return BoundFilters(self.plan, columns, [self.texts[query] for query in queries.tolist()])
+
+    def unknown_values(self) -> int:
+        """Literals in the filter texts that are no value of their feature; bound values are not counted."""
+        return self.plan.planner.unknown_values(self.texts)
