@@ -1,11 +1,12 @@
 // filter_match: words of the admitted items of each filter.
-//   in   own i64 [R,W]  bloom i64 [H,64]  bloom_offsets i64 [blocks+1]  leaves i64 [L,4]  ops i32 [T]  op_offsets i64 [F+1]
+//   in   own i64 [R,W]  bloom i64 [H,64]  bloom_offsets i64 [blocks+1]  leaves i64 [L,4]
+//        ops i32 [T]  op_offsets i64 [F+1]
 //   out  words i64 [F,W], bits >= num_items zero
-//   map  blocks of 4096 items are spread over the threads; a block evaluates the masks of all leaves, 512 bytes each, and
-//        then runs each program over whole masks
+//   map  blocks of 4096 items are spread over the threads; a block evaluates the masks of all leaves, 512 bytes each,
+//        and then runs each program over whole masks
 //   limits  the caller has checked programs and leaves (filter_match.py); W = ceil(num_items / 64)
-//   cost 1 M items, 1,024 filters of 3-5 terms over 42 own and 1,286 Bloom leaves, 10 hashes of 172 rows a block, two Zen 4
-//        cores: 14 ms, half for the leaves and half for the programs, of which a third is writing 128 MB
+//   cost 1 M items, 1,024 filters of 3-5 terms over 42 own and 1,286 Bloom leaves, 10 hashes, 172 rows a block, two
+//        Zen 4 cores: 14 to 16 ms, half for the leaves and half for the programs
 #include <algorithm>
 #include <cstdint>
 #include <new>
@@ -21,7 +22,7 @@ namespace {
 
 constexpr int64_t kBlockWords = 64;
 // Words of a tile, on which Bloom rows are joined: all rows of a tile fit the first-level cache (172 rows: 22 KiB).
-// 8 words: leaves 14.1 ms on one core; 16: 12.1; 32: 11.8; 64: 18.1. Wider blocks (lower rates) favour the smaller ones.
+// Leaves on one core: 8 words 14.1 ms, 16 12.1, 32 11.8, 64 18.1; wider blocks (lower rates) favour the smaller ones.
 constexpr int64_t kTileWords = 16;
 constexpr int64_t kHashBatch = 256;
 // A line of the output is fetched this many filters before it is written: programs 12.1 ms on one core, without 18.5;
@@ -36,8 +37,8 @@ struct Leaf {
   int64_t kind, a, b, c;
 };
 
-// A program as steps that join the top of the stack with the next leaf, so that few masks ever lie on the stack. To stop
-// an AND at an empty mask was measured and gained nothing.
+// A program as steps that join the top of the stack with the next leaf, so that few masks ever lie on the stack. To
+// stop an AND at an empty mask was measured and gained nothing.
 enum StepKind : int32_t { kLoad, kPush, kAnd, kAndNot, kOr, kOrNot, kNot, kPopAnd, kPopOr };
 struct Step {
   StepKind kind;

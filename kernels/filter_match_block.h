@@ -1,5 +1,6 @@
-// The inner loops of filter_match, for one set of instructions. filter_match.cpp includes this file once for each, inside
-// a namespace, with STCLI_TARGET (an attribute of functions) and STCLI_VECTOR_WORDS defined: no include guard on purpose.
+// The inner loops of filter_match, for one set of instructions. filter_match.cpp includes this file once for each,
+// inside a namespace, with STCLI_TARGET (an attribute of functions) and STCLI_VECTOR_WORDS defined: no include guard on
+// purpose.
 
 typedef uint64_t Vector __attribute__((vector_size(STCLI_VECTOR_WORDS * 8), aligned(8), may_alias));
 

@@ -3,6 +3,7 @@
 //   row_dots   one query with listed rows, read where they lie
 // Codes are in -127 … 127 and a row has `dim` of them, a multiple of 32. Worst case 2^31 / (255 * 127): dim < 66,000.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -16,6 +17,13 @@ constexpr int TILE_QUERIES = 4;
 
 // Bytes of a packed tile; AVX2 needs 16 bits a code.
 inline int64_t tile_bytes(int dim) { return int64_t{2} * TILE_ROWS * dim; }
+
+// The queries of one call of tile_dots, the last repeated if there are fewer.
+struct TileQueries {
+  const int8_t* codes[TILE_QUERIES];
+  int32_t offsets[TILE_QUERIES];  // see dot_offset
+  float limits[TILE_QUERIES];
+};
 
 inline int32_t portable_dot(const int8_t* left, const int8_t* right, int dim) {
   int32_t sum = 0;
@@ -78,27 +86,38 @@ STCLI_AVX512 STCLI_INLINE void tile_step_avx512(__m512i (&sums)[GROUPS], const _
 }
 
 template <int GROUPS>
-STCLI_AVX512 inline void tile_dots_avx512(const uint8_t* tile, int dim, const int8_t* const* queries,
-                                          const int32_t* offsets, int32_t* dots) {
+STCLI_AVX512 inline unsigned tile_dots_avx512(const uint8_t* tile, int dim, const TileQueries& queries,
+                                              const float* scales, int32_t* dots) {
   __m512i sums[TILE_QUERIES][GROUPS];
 #pragma GCC unroll 4
   for (int query = 0; query < TILE_QUERIES; ++query)
 #pragma GCC unroll 4
-    for (int group = 0; group < GROUPS; ++group) sums[query][group] = _mm512_set1_epi32(offsets[query]);
+    for (int group = 0; group < GROUPS; ++group) sums[query][group] = _mm512_set1_epi32(queries.offsets[query]);
   for (int64_t d = 0; d < dim; d += 4) {
     __m512i rows[GROUPS];
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group) rows[group] = _mm512_load_si512(tile + d * 16 * GROUPS + group * 64);
-    tile_step_avx512(sums[0], rows, queries[0] + d);
-    tile_step_avx512(sums[1], rows, queries[1] + d);
-    tile_step_avx512(sums[2], rows, queries[2] + d);
-    tile_step_avx512(sums[3], rows, queries[3] + d);
+    tile_step_avx512(sums[0], rows, queries.codes[0] + d);
+    tile_step_avx512(sums[1], rows, queries.codes[1] + d);
+    tile_step_avx512(sums[2], rows, queries.codes[2] + d);
+    tile_step_avx512(sums[3], rows, queries.codes[3] + d);
   }
+  unsigned found = 0;
 #pragma GCC unroll 4
-  for (int query = 0; query < TILE_QUERIES; ++query)
+  for (int query = 0; query < TILE_QUERIES; ++query) {
+    __m512 largest = _mm512_set1_ps(-INFINITY);
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group)
-      _mm512_store_si512(dots + query * TILE_ROWS + group * 16, sums[query][group]);
+      largest = _mm512_max_ps(
+          largest, _mm512_mul_ps(_mm512_cvtepi32_ps(sums[query][group]), _mm512_load_ps(scales + group * 16)));
+    if (_mm512_cmp_ps_mask(largest, _mm512_set1_ps(queries.limits[query]), _CMP_GE_OQ)) {
+      found |= 1u << query;
+#pragma GCC unroll 4
+      for (int group = 0; group < GROUPS; ++group)
+        _mm512_store_si512(dots + query * TILE_ROWS + group * 16, sums[query][group]);
+    }
+  }
+  return found;
 }
 
 // Sums over the 16 lanes of four registers.
@@ -137,10 +156,40 @@ STCLI_AVX512 inline void row_dots_avx512(const int8_t* query, int32_t offset, co
 }
 
 // Layout: for each 2 codes, for each 8 rows, 32 bytes = 8 rows x 2 codes of 16 bits.
-inline void pack_tile_avx2(const int8_t* rows, int count, int dim, int16_t* tile) {
-  for (int row = 0; row < TILE_ROWS; ++row)
-    for (int d = 0; d < dim; ++d)
-      tile[int64_t{d / 2} * 2 * TILE_ROWS + 2 * row + d % 2] = row < count ? rows[int64_t{row} * dim + d] : 0;
+STCLI_AVX2 inline void pack_tile_avx2(const int8_t* rows, int count, int dim, int16_t* tile) {
+  for (int first = 0; first < (count + 15) / 16 * 16; first += 8)
+    for (int d = 0; d < dim; d += 16) {
+      __m256i row[8], pair[8], quad[8];  // a transpose of 8 x 8 pairs of codes
+      for (int j = 0; j < 8; ++j) {
+        const int8_t* place = rows + int64_t{first + j} * dim + d;
+        row[j] = first + j < count ? _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(place)))
+                                   : _mm256_setzero_si256();
+      }
+      for (int j = 0; j < 8; j += 2) {
+        pair[j] = _mm256_unpacklo_epi32(row[j], row[j + 1]);
+        pair[j + 1] = _mm256_unpackhi_epi32(row[j], row[j + 1]);
+      }
+      for (int j = 0; j < 8; j += 4)
+        for (int i = 0; i < 2; ++i) {
+          quad[j + 2 * i] = _mm256_unpacklo_epi64(pair[j + i], pair[j + i + 2]);
+          quad[j + 2 * i + 1] = _mm256_unpackhi_epi64(pair[j + i], pair[j + i + 2]);
+        }
+      int16_t* out = tile + int64_t{d} * TILE_ROWS + 2 * first;
+      for (int j = 0; j < 4; ++j) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out + 2 * j * TILE_ROWS),
+                           _mm256_permute2x128_si256(quad[j], quad[j + 4], 0x20));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(out + 2 * (j + 4) * TILE_ROWS),
+                           _mm256_permute2x128_si256(quad[j], quad[j + 4], 0x31));
+      }
+    }
+}
+
+STCLI_AVX2 STCLI_INLINE void tile_step_avx2(__m256i (&sums)[2], __m256i first, __m256i second, const int16_t* query) {
+  int32_t codes;
+  std::memcpy(&codes, query, 4);
+  const __m256i two = _mm256_set1_epi32(codes);
+  sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(first, two));
+  sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(second, two));
 }
 
 STCLI_AVX2 inline void tile_dots_avx2(const int16_t* tile, int count, int dim, const int8_t* const* queries,
@@ -153,28 +202,27 @@ STCLI_AVX2 inline void tile_dots_avx2(const int16_t* tile, int count, int dim, c
       for (int d = 0; d < length; ++d) wide[query][d] = queries[query][begin + d];
     for (int row = 0; row < count; row += 16) {
       __m256i sums[TILE_QUERIES][2];
-      for (int query = 0; query < TILE_QUERIES; ++query)
-        for (int half = 0; half < 2; ++half) {
-          const int32_t* known = dots + query * TILE_ROWS + row + 8 * half;
-          sums[query][half] =
-              begin ? _mm256_load_si256(reinterpret_cast<const __m256i*>(known)) : _mm256_setzero_si256();
-        }
+#pragma GCC unroll 4
+      for (int query = 0; query < TILE_QUERIES; ++query) {
+        const __m256i* known = reinterpret_cast<const __m256i*>(dots + query * TILE_ROWS + row);
+        sums[query][0] = begin ? _mm256_load_si256(known) : _mm256_setzero_si256();
+        sums[query][1] = begin ? _mm256_load_si256(known + 1) : _mm256_setzero_si256();
+      }
       for (int d = 0; d < length; d += 2) {
-        const int16_t* place = tile + int64_t{(begin + d) / 2} * 2 * TILE_ROWS + 2 * row;
+        const int16_t* place = tile + int64_t{begin + d} * TILE_ROWS + 2 * row;
         const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(place));
         const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(place + 16));
-#pragma GCC unroll 4
-        for (int query = 0; query < TILE_QUERIES; ++query) {
-          int32_t codes;
-          std::memcpy(&codes, &wide[query][d], 4);
-          const __m256i two = _mm256_set1_epi32(codes);
-          sums[query][0] = _mm256_add_epi32(sums[query][0], _mm256_madd_epi16(first, two));
-          sums[query][1] = _mm256_add_epi32(sums[query][1], _mm256_madd_epi16(second, two));
-        }
+        tile_step_avx2(sums[0], first, second, &wide[0][d]);
+        tile_step_avx2(sums[1], first, second, &wide[1][d]);
+        tile_step_avx2(sums[2], first, second, &wide[2][d]);
+        tile_step_avx2(sums[3], first, second, &wide[3][d]);
       }
-      for (int query = 0; query < TILE_QUERIES; ++query)
-        for (int half = 0; half < 2; ++half)
-          _mm256_store_si256(reinterpret_cast<__m256i*>(dots + query * TILE_ROWS + row + 8 * half), sums[query][half]);
+#pragma GCC unroll 4
+      for (int query = 0; query < TILE_QUERIES; ++query) {
+        __m256i* out = reinterpret_cast<__m256i*>(dots + query * TILE_ROWS + row);
+        _mm256_store_si256(out, sums[query][0]);
+        _mm256_store_si256(out + 1, sums[query][1]);
+      }
     }
   }
 }
@@ -207,23 +255,28 @@ inline void pack_tile(Isa isa, const int8_t* rows, int count, int dim, uint8_t* 
   std::memcpy(tile, rows, int64_t{count} * dim);
 }
 
-// dots[q][r] for TILE_QUERIES queries and the rows of a tile, stride TILE_ROWS, aligned to 64 bytes; entries past
-// `count` are unspecified. `offsets` are those of dot_offset.
-inline void tile_dots(Isa isa, const uint8_t* tile, int count, int dim, const int8_t* const* queries,
-                      const int32_t* offsets, int32_t* dots) {
+// dots[q][r] for the queries and the rows of a tile, stride TILE_ROWS, aligned to 64 bytes; entries past `count` are
+// unspecified. Returns the queries that have a row with float(dot) * scale >= limit as bits, or more; the dots of the
+// others may be missing. `scales` has TILE_ROWS entries, 0 past `count`.
+inline unsigned tile_dots(Isa isa, const uint8_t* tile, int count, int dim, const TileQueries& queries,
+                          const float* scales, int32_t* dots) {
 #if STCLI_X86
   if (isa == AVX512) {
-    if (count > 48) return tile_dots_avx512<4>(tile, dim, queries, offsets, dots);
-    if (count > 32) return tile_dots_avx512<3>(tile, dim, queries, offsets, dots);
-    if (count > 16) return tile_dots_avx512<2>(tile, dim, queries, offsets, dots);
-    return tile_dots_avx512<1>(tile, dim, queries, offsets, dots);
+    if (count > 48) return tile_dots_avx512<4>(tile, dim, queries, scales, dots);
+    if (count > 32) return tile_dots_avx512<3>(tile, dim, queries, scales, dots);
+    if (count > 16) return tile_dots_avx512<2>(tile, dim, queries, scales, dots);
+    return tile_dots_avx512<1>(tile, dim, queries, scales, dots);
   }
-  if (isa == AVX2) return tile_dots_avx2(reinterpret_cast<const int16_t*>(tile), count, dim, queries, dots);
+#endif
+  constexpr unsigned ALL = (1u << TILE_QUERIES) - 1;
+#if STCLI_X86
+  if (isa == AVX2) return tile_dots_avx2(reinterpret_cast<const int16_t*>(tile), count, dim, queries.codes, dots), ALL;
 #endif
   const int8_t* rows = reinterpret_cast<const int8_t*>(tile);
   for (int query = 0; query < TILE_QUERIES; ++query)
     for (int row = 0; row < count; ++row)
-      dots[query * TILE_ROWS + row] = portable_dot(queries[query], rows + int64_t{row} * dim, dim);
+      dots[query * TILE_ROWS + row] = portable_dot(queries.codes[query], rows + int64_t{row} * dim, dim);
+  return ALL;
 }
 
 // dots[i] of one query and codes row rows[i]; may write up to three entries past `count`.

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #define STCLI_X86 1
 #define STCLI_AVX2 __attribute__((target("avx2,f16c,popcnt")))
-#define STCLI_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,popcnt")))
+#define STCLI_AVX512 __attribute__((target("avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,popcnt")))
 #endif
 #define STCLI_INLINE inline __attribute__((always_inline))
 
@@ -17,10 +17,12 @@ enum Isa { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 
 inline Isa best_isa() {
 #if STCLI_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("popcnt"))
-    return AVX512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt")) return AVX2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("popcnt"))
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512vnni")
+               ? AVX512
+               : AVX2;
 #endif
   return PORTABLE;
 }

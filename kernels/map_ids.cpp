@@ -18,7 +18,7 @@ inline uint64_t slot_of(int64_t id, uint64_t mask) {
 
 }  // namespace
 
-extern "C" void stcli_build_id_table(const int64_t* ids, int64_t num_ids, int64_t* table, int64_t size) {
+extern "C" int stcli_build_id_table(const int64_t* ids, int64_t num_ids, int64_t* table, int64_t size) {
   const uint64_t mask = static_cast<uint64_t>(size - 1);
   std::fill(table, table + size, int64_t{-1});
   for (int64_t row = 0; row < num_ids; ++row) {
@@ -26,12 +26,13 @@ extern "C" void stcli_build_id_table(const int64_t* ids, int64_t num_ids, int64_
     while (table[slot] >= 0) slot = (slot + 1) & mask;
     table[slot] = row;
   }
+  return 0;
 }
 
-extern "C" void stcli_map_ids(const int64_t* ids, const int64_t* table, int64_t size, const int64_t* wanted,
-                              int64_t count, int64_t* rows, int num_threads) {
+extern "C" int stcli_map_ids(const int64_t* ids, const int64_t* table, int64_t size, const int64_t* wanted,
+                             int64_t count, int64_t* rows, int64_t num_threads) {
   const uint64_t mask = static_cast<uint64_t>(size - 1);
-  stcli::parallel_for((count + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk, int) {
+  stcli::parallel_for((count + kChunk - 1) / kChunk, static_cast<int>(num_threads), [&](int64_t chunk, int) {
     const int64_t end = std::min(count, (chunk + 1) * kChunk);
     for (int64_t i = chunk * kChunk; i < end; ++i) {
       uint64_t slot = slot_of(wanted[i], mask);
@@ -39,4 +40,5 @@ extern "C" void stcli_map_ids(const int64_t* ids, const int64_t* table, int64_t 
       rows[i] = table[slot];
     }
   });
+  return 0;
 }

@@ -6,127 +6,31 @@
 #include <numeric>
 #include <vector>
 
+#include "arguments.h"
 #include "buffer.h"
+#include "candidates.h"
 #include "int8_dot.h"
 #include "isa.h"
-#include "parallel.h"
+#include "list_bits.h"
+#include "prune.h"
 #include "topk.h"
 
 namespace stcli {
-
-// The arguments of a search; stcli/ops/scan_native.py has the same fields in the same order. B queries, N rows.
-struct SearchArguments {
-  int64_t num_queries, num_rows, dim;
-  const int8_t* query_codes;       // [B, dim]
-  const float* query_scales;       // [B]
-  const float* query_norms;        // [B], or null: rank by scores, not by upper bounds
-  const float* query_errors;       // [B]
-  const int8_t* codes;             // [N, dim]
-  const float* scales;             // [N]
-  const float* errors;             // [N]
-  const float* norms;              // [N]
-  const uint64_t* words;           // [F, num_words], or null
-  int64_t num_words;
-  const int64_t* filter_of_query;  // [B], -1: none
-  const int64_t* excluded_rows;    // line b of excluded_offsets [B + 1] is ascending; or null
-  const int64_t* excluded_offsets;
-  int64_t k0;
-  int64_t* found_rows;             // [B, k0]
-  float* found_scores;             // [B, k0], or null
-  int64_t num_threads;
-};
-
-// A query as the inner loops need it.
-struct ActiveQuery {
-  const int8_t* codes;
-  const uint64_t* words;  // of its filter, or null
-  uint32_t number;
-  int32_t offset;  // of its dots
-  float scale, norm, error;
-};
-
-// Up to 64 candidates, and what is known of their rows.
-struct Candidates64 {
-  alignas(64) int32_t dots[TILE_QUERIES * TILE_ROWS];
-  alignas(64) float scales[TILE_ROWS];
-  alignas(64) float errors[TILE_ROWS];
-  alignas(64) float norms[TILE_ROWS];
-  alignas(64) uint32_t rows[TILE_ROWS];
-  alignas(64) float scores[TILE_ROWS];
-};
-
-// What one thread needs while it scans blocks of rows.
-struct Scratch {
-  Scratch(int64_t dim, int64_t block_rows) : listed(block_rows + TILE_ROWS), tile(tile_bytes(static_cast<int>(dim))) {}
-
-  Candidates64 candidates;
-  std::vector<uint32_t> listed;
-  std::vector<ActiveQuery> dense;
-  Buffer tile;
-};
-
-template <bool BOUNDS>
-STCLI_INLINE void score_body(const ActiveQuery& query, const int32_t* dots, int count, Candidates64& all) {
-  for (int i = 0; i < count; ++i) {
-    const float score = (static_cast<float>(dots[i]) * query.scale) * all.scales[i];
-    all.scores[i] = BOUNDS ? score + (query.norm * all.errors[i] + query.error * all.norms[i]) : score;
-  }
-}
-
-#if STCLI_X86
-template <bool BOUNDS>
-STCLI_AVX512 uint64_t reaching_avx512(const ActiveQuery& query, const int32_t* dots, float threshold, int count, Candidates64& all) {
-  const __m512 scale = _mm512_set1_ps(query.scale), limit = _mm512_set1_ps(threshold);
-  const __m512 norm = _mm512_set1_ps(query.norm), error = _mm512_set1_ps(query.error);
-  uint64_t mask = 0;
-  for (int i = 0; i < count; i += 16) {
-    __m512 score = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(dots + i)), scale);
-    score = _mm512_mul_ps(score, _mm512_load_ps(all.scales + i));
-    if (BOUNDS)
-      score = _mm512_add_ps(score, _mm512_add_ps(_mm512_mul_ps(norm, _mm512_load_ps(all.errors + i)),
-                                                 _mm512_mul_ps(error, _mm512_load_ps(all.norms + i))));
-    _mm512_store_ps(all.scores + i, score);
-    mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(score, limit, _CMP_GE_OQ)) << i;
-  }
-  return mask;
-}
-
-template <bool BOUNDS>
-STCLI_AVX2 uint64_t reaching_avx2(const ActiveQuery& query, const int32_t* dots, float threshold, int count, Candidates64& all) {
-  score_body<BOUNDS>(query, dots, count, all);
-  uint64_t mask = 0;
-  for (int i = 0; i < count; i += 8) {
-    const __m256 hit = _mm256_cmp_ps(_mm256_load_ps(all.scores + i), _mm256_set1_ps(threshold), _CMP_GE_OQ);
-    mask |= static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_ps(hit))) << i;
-  }
-  return mask;
-}
-#endif
-
-// Scores the candidates; bit i of the result: candidate i reaches the threshold. Bits past `count` are unspecified.
-template <bool BOUNDS>
-inline uint64_t reaching(Isa isa, const ActiveQuery& query, const int32_t* dots, float threshold, int count, Candidates64& all) {
-#if STCLI_X86
-  if (isa == AVX512) return reaching_avx512<BOUNDS>(query, dots, threshold, count, all);
-  if (isa == AVX2) return reaching_avx2<BOUNDS>(query, dots, threshold, count, all);
-#endif
-  score_body<BOUNDS>(query, dots, count, all);
-  uint64_t mask = 0;
-  for (int i = 0; i < count; ++i) mask |= static_cast<uint64_t>(all.scores[i] >= threshold) << i;
-  return mask;
-}
+static const bool getenv_prefetch = getenv("NOPRE") == nullptr;
 
 class Scan {
  public:
-  // Scans for the queries first … first + count - 1, which are numbered from 0 here. `shared`: by several threads.
-  Scan(const SearchArguments& arguments, int64_t first, int64_t count, bool shared)
+  // Scans for the queries first … first + count - 1, which are numbered from 0 here.
+  Scan(const SearchArguments& arguments, int64_t first, int64_t count, int64_t block_rows)
       : all_(arguments),
         first_(first),
         count_(count),
         dim_(static_cast<int>(arguments.dim)),
         isa_(current_isa()),
-        best_(isa_, count, arguments.k0, shared),
-        active_(count) {
+        best_(isa_, count, arguments.k0),
+        active_(count),
+        listed_(block_rows + TILE_ROWS),
+        tile_(tile_bytes(dim_)) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
       const int8_t* codes = all_.query_codes + query * dim_;
@@ -136,60 +40,78 @@ class Scan {
                     static_cast<uint32_t>(i),
                     dot_offset(isa_, codes, dim_),
                     all_.query_scales[query],
+                    1 / all_.query_scales[query],
                     all_.query_norms ? all_.query_norms[query] : 0.0f,
                     all_.query_norms ? all_.query_errors[query] : 0.0f};
     }
   }
 
-  // Offers the rows begin … end - 1, no more than the scratch was made for, to the queries.
-  void block(int64_t begin, int64_t end, const uint32_t* queries, int64_t count, Scratch& scratch) {
-    scratch.dense.clear();
+  // Offers the rows begin … end - 1, at most block_rows, to the queries. `prune` may leave out tiles; then the rows are
+  // whole tiles of clusters, the first of which is `first_cluster`.
+  void block(int64_t begin, int64_t end, const uint32_t* queries, int64_t count, const Prune* prune = nullptr,
+             int64_t first_cluster = 0) {
+    if (!count) return;
+    dense_.clear();
+    Prefetch next(all_.codes + end * dim_, std::min(all_.num_rows - end, end - begin) * dim_, count);
     for (int64_t i = 0; i < count; ++i) {
-      if (i + PREFETCH < count)
-        if (const uint64_t* words = active_[queries[i + PREFETCH]].words) __builtin_prefetch(words + begin / 64);
+      if (i + 2 * AHEAD < count) __builtin_prefetch(&active_[queries[i + 2 * AHEAD]]);
+      if (i + AHEAD < count) prefetch(active_[queries[i + AHEAD]], begin, end);
       const ActiveQuery& query = active_[queries[i]];
-      if (query.words) {
-        const int64_t listed = list_admitted(query.words, begin, end, scratch.listed.data());
-        if (listed >= 0) {
-          scan_listed(query, listed, scratch);
-          continue;
-        }
+      const int64_t admitted = query.words ? count_bits(isa_, query.words, begin, end) : end - begin;
+      if (admitted * LISTED_SHARE >= end - begin) {
+        dense_.push_back(query);
+      } else if (admitted) {
+        next.step();
+        list_bits(isa_, query.words, begin, end, listed_.data());
+        scan_listed(query, admitted);
       }
-      scratch.dense.push_back(query);
     }
-    if (static_cast<int>(scratch.dense.size()) < MIN_DENSE) {
-      std::iota(scratch.listed.begin(), scratch.listed.begin() + (end - begin), static_cast<uint32_t>(begin));
-      for (const ActiveQuery& query : scratch.dense) scan_listed(query, end - begin, scratch, query.words);
-      return;
-    }
-    for (int64_t row = begin; row < end; row += TILE_ROWS)
-      scan_tile(row, static_cast<int>(std::min<int64_t>(TILE_ROWS, end - row)), scratch);
+    if (dense_.empty()) return;
+    if (prune)
+      scan_pruned(*prune, first_cluster, begin, end);
+    else
+      scan_tiles(begin, end);
   }
 
-  void finish(int64_t begin, int64_t end) {
+  // Starts with the last of k0 scores of each query's line as threshold; found_scores is [B, k0].
+  void start_thresholds(const float* found_scores) {
+    for (int64_t i = 0; i < count_; ++i) best_.start_threshold(i, found_scores[(first_ + i + 1) * all_.k0 - 1]);
+  }
+
+  // Adds what another scan for the same queries found.
+  void add_all(const Scan& other) {
+    for (int64_t query = 0; query < count_; ++query) best_.add_all(query, other.best_);
+  }
+
+  // Writes the results.
+  void finish() {
     std::vector<uint64_t> keys, spare;
-    for (int64_t query = begin; query < end; ++query) {
+    for (int64_t query = 0; query < count_; ++query) {
       const int64_t place = (first_ + query) * all_.k0;
       best_.finish(query, keys, spare, all_.found_rows + place, all_.found_scores ? all_.found_scores + place : nullptr);
     }
   }
 
  private:
-  static constexpr int PREFETCH = 4;
-  static constexpr int MIN_DENSE = 4;
+  static constexpr int64_t AHEAD = 4;
+  const int64_t LISTED_SHARE = getenv("LSH") ? atoi(getenv("LSH")) : 5;
+  const int64_t MIN_PACKED = getenv("MINP") ? atoi(getenv("MINP")) : 8;
 
-  // Lists the admitted rows of begin … end - 1; -1 if they are so many that scoring all rows is cheaper.
-  static int64_t list_admitted(const uint64_t* words, int64_t begin, int64_t end, uint32_t* rows) {
-    const int64_t limit = (end - begin) * 2 / 5;
-    int64_t count = 0;
-    for (int64_t word = begin / 64; word * 64 < end; ++word) {
-      uint64_t bits = words[word];
-      if (word * 64 < begin) bits &= ~uint64_t{0} << (begin % 64);
-      if (word * 64 + 64 > end) bits &= ~uint64_t{0} >> (64 - end % 64);
-      for (; bits; bits &= bits - 1) rows[count++] = static_cast<uint32_t>(word * 64 + __builtin_ctzll(bits));
-      if (count > limit) return -1;
+  // Fetches memory that will be read next, a part at each of `steps` steps.
+  struct Prefetch {
+    Prefetch(const int8_t* begin, int64_t bytes, int64_t steps)
+        : place(begin), end(begin + bytes), stride(64 * (bytes / (64 * steps) + 1)) {}
+    void step() {
+      for (const int8_t* until = std::min(place + stride, end); place < until; place += 64) __builtin_prefetch(place, 0, 2);
     }
-    return count;
+    const int8_t *place, *end;
+    const int64_t stride;
+  };
+
+  void prefetch(const ActiveQuery& query, int64_t begin, int64_t end) const {
+    if (query.words)
+      for (int64_t word = begin / 64; word * 64 < end; word += 8) __builtin_prefetch(query.words + word);
+    for (int d = 0; d < dim_; d += 64) __builtin_prefetch(query.codes + d);
   }
 
   // The 64 bits from `row` on.
@@ -199,59 +121,109 @@ class Scan {
     return shift && word + 1 < all_.num_words ? bits | words[word + 1] << (64 - shift) : bits;
   }
 
-  void fill_factors(Candidates64& candidates, int count) const {
-    for (int i = 0; i < count; ++i) candidates.scales[i] = all_.scales[candidates.rows[i]];
+  void fill_factors(int count) {
+    for (int i = 0; i < count; ++i) candidates_.scales[i] = all_.scales[candidates_.rows[i]];
+    std::fill(candidates_.scales + count, candidates_.scales + TILE_ROWS, 0.0f);
     if (!all_.query_norms) return;
     for (int i = 0; i < count; ++i) {
-      candidates.errors[i] = all_.errors[candidates.rows[i]];
-      candidates.norms[i] = all_.norms[candidates.rows[i]];
+      candidates_.errors[i] = all_.errors[candidates_.rows[i]];
+      candidates_.norms[i] = all_.norms[candidates_.rows[i]];
     }
   }
 
-  void scan_listed(const ActiveQuery& query, int64_t count, Scratch& scratch, const uint64_t* words = nullptr) {
-    Candidates64& candidates = scratch.candidates;
+  void scan_listed(const ActiveQuery& query, int64_t count) {
     for (int64_t start = 0; start < count; start += TILE_ROWS) {
       const int part = static_cast<int>(std::min<int64_t>(TILE_ROWS, count - start));
-      std::copy_n(scratch.listed.data() + start, part, candidates.rows);
-      fill_factors(candidates, part);
-      row_dots(isa_, query.codes, query.offset, all_.codes, candidates.rows, part, dim_, candidates.dots);
-      offer(query, candidates.dots, part, words, candidates);
+      std::copy_n(listed_.data() + start, part, candidates_.rows);
+      fill_factors(part);
+      row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, part, dim_, candidates_.dots);
+      offer(query, candidates_.dots, part, nullptr);
     }
   }
 
-  void scan_tile(int64_t row, int count, Scratch& scratch) {
-    Candidates64& candidates = scratch.candidates;
-    uint8_t* tile = scratch.tile.as<uint8_t>();
-    pack_tile(isa_, all_.codes + row * dim_, count, dim_, tile);
-    std::iota(candidates.rows, candidates.rows + count, static_cast<uint32_t>(row));
-    fill_factors(candidates, count);
-    const int64_t size = static_cast<int64_t>(scratch.dense.size());
-    for (int64_t i = 0; i < size; i += TILE_QUERIES) {
-      const int8_t* queries[TILE_QUERIES];
-      int32_t offsets[TILE_QUERIES];
-      for (int j = 0; j < TILE_QUERIES; ++j) {
-        const ActiveQuery& query = scratch.dense[std::min(i + j, size - 1)];
-        queries[j] = query.codes;
-        offsets[j] = query.offset;
-      }
-      tile_dots(isa_, tile, count, dim_, queries, offsets, candidates.dots);
-      for (int j = 0; j < TILE_QUERIES && i + j < size; ++j) {
-        const ActiveQuery& query = scratch.dense[i + j];
-        offer(query, candidates.dots + j * TILE_ROWS, count, query.words, candidates);
+  void scan_tiles(int64_t begin, int64_t end) {
+    picked_.resize(dense_.size());
+    std::iota(picked_.begin(), picked_.end(), 0u);
+    for (int64_t row = begin; row < end; row += TILE_ROWS) scan_tile(row, std::min<int64_t>(TILE_ROWS, end - row));
+  }
+
+  void scan_pruned(const Prune& prune, int64_t cluster, int64_t begin, int64_t end) {
+    view_.queries.resize(dense_.size());
+    for (size_t i = 0; i < dense_.size(); ++i) view_.queries[i] = static_cast<uint32_t>(first_ + dense_[i].number);
+    prune.start(view_);
+    thresholds_.resize(dense_.size());
+    for (; cluster < all_.num_clusters && prune.begin(cluster) < end; ++cluster) {
+      prune.look(cluster, view_);
+      for (size_t i = 0; i < dense_.size(); ++i) thresholds_[i] = best_.threshold(dense_[i].number);
+      const int64_t stop = std::min(end, prune.begin(cluster) + prune.size(cluster));
+      for (int64_t row = std::max(begin, prune.begin(cluster)); row < stop; row += TILE_ROWS) {
+        prune.select(cluster, row, thresholds_.data(), view_, picked_);
+        scan_tile(row, std::min<int64_t>(TILE_ROWS, stop - row));
       }
     }
+  }
+
+  // Offers up to TILE_ROWS rows to the picked ones of the dense queries.
+  void scan_tile(int64_t row, int64_t rows) {
+    const int64_t size = static_cast<int64_t>(picked_.size());
+    if (!size) return;
+    const int count = static_cast<int>(rows);
+    std::iota(candidates_.rows, candidates_.rows + count, static_cast<uint32_t>(row));
+    fill_factors(count);
+    if (all_.query_norms) {
+      largest_error_ = *std::max_element(candidates_.errors, candidates_.errors + count);
+      largest_norm_ = *std::max_element(candidates_.norms, candidates_.norms + count);
+    }
+    if (size < MIN_PACKED) {
+      for (uint32_t place : picked_) {
+        const ActiveQuery& query = dense_[place];
+        row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, count, dim_, candidates_.dots);
+        offer(query, candidates_.dots, count, query.words);
+      }
+      return;
+    }
+    uint8_t* tile = tile_.as<uint8_t>();
+    pack_tile(isa_, all_.codes + row * dim_, count, dim_, tile);
+    Prefetch next(all_.codes + (row + count) * dim_, std::min<int64_t>(TILE_ROWS, all_.num_rows - row - count) * dim_,
+                  (size + TILE_QUERIES - 1) / TILE_QUERIES);
+    for (int64_t i = 0; i < size; i += TILE_QUERIES) {
+      TileQueries queries;
+      for (int j = 0; j < TILE_QUERIES; ++j) {
+        const ActiveQuery& query = dense_[picked_[std::min(i + j, size - 1)]];
+        queries.codes[j] = query.codes;
+        queries.offsets[j] = query.offset;
+        queries.limits[j] = limit(query);
+      }
+      next.step();
+      unsigned found = tile_dots(isa_, tile, count, dim_, queries, candidates_.scales, candidates_.dots);
+      if (size - i < TILE_QUERIES) found &= (1u << (size - i)) - 1;
+      for (; found; found &= found - 1) {
+        const int j = __builtin_ctz(found);
+        const ActiveQuery& query = dense_[picked_[i + j]];
+        offer(query, candidates_.dots + j * TILE_ROWS, count, query.words);
+      }
+    }
+  }
+
+  // No row with float(dot) * row scale below this reaches the query's threshold; far enough off for all rounding.
+  float limit(const ActiveQuery& query) const {
+    const float slack = query.norm * largest_error_ + query.error * largest_norm_;
+    const float threshold = best_.threshold(query.number);
+    const float limit = (threshold - slack - 1e-5f * (std::fabs(threshold) + slack)) * query.inverse_scale;
+    // Near zero and far below it products under- or overflow, so no limit.
+    return limit > -1e30f && std::fabs(threshold - slack) > 1e-30f ? limit : -INFINITY;
   }
 
   // Adds the candidates that reach the threshold, are admitted by `words` (from the first row on) and not excluded.
-  void offer(const ActiveQuery& query, const int32_t* dots, int count, const uint64_t* words, Candidates64& candidates) {
+  void offer(const ActiveQuery& query, const int32_t* dots, int count, const uint64_t* words) {
     const float threshold = best_.threshold(query.number);
-    uint64_t mask = all_.query_norms ? reaching<true>(isa_, query, dots, threshold, count, candidates)
-                                     : reaching<false>(isa_, query, dots, threshold, count, candidates);
+    uint64_t mask = all_.query_norms ? reaching<true>(isa_, query, dots, threshold, count, candidates_)
+                                     : reaching<false>(isa_, query, dots, threshold, count, candidates_);
     if (count < TILE_ROWS) mask &= (uint64_t{1} << count) - 1;
     if (!mask) return;
-    if (words) mask &= admitted(words, candidates.rows[0]);
-    if (all_.excluded_rows) mask = without_excluded(query.number, mask, candidates.rows);
-    if (mask) best_.add(query.number, mask, candidates.scores, candidates.rows);
+    if (words) mask &= admitted(words, candidates_.rows[0]);
+    if (all_.excluded_rows) mask = without_excluded(query.number, mask, candidates_.rows);
+    if (mask) best_.add(query.number, mask, candidates_.scores, candidates_.rows);
   }
 
   uint64_t without_excluded(uint32_t query, uint64_t mask, const uint32_t* rows) const {
@@ -270,45 +242,13 @@ class Scan {
   const int dim_;
   const Isa isa_;
   BestLists best_;
-  std::vector<ActiveQuery> active_;
+  std::vector<ActiveQuery> active_, dense_;
+  std::vector<uint32_t> listed_, picked_;  // rows; places in dense_
+  std::vector<float> thresholds_;
+  Prune::View view_;
+  Buffer tile_;
+  Candidates candidates_;
+  float largest_error_ = 0, largest_norm_ = 0;  // of the tile
 };
-
-inline std::vector<std::unique_ptr<Scratch>> make_scratches(const SearchArguments& arguments, int64_t block_rows) {
-  std::vector<std::unique_ptr<Scratch>> scratches;
-  for (int64_t thread = 0; thread < std::max<int64_t>(1, arguments.num_threads); ++thread)
-    scratches.push_back(std::make_unique<Scratch>(arguments.dim, block_rows));
-  return scratches;
-}
-
-// Every row against every query: tasks are parts of the queries times, if those are few, parts of the rows.
-inline void scan_all_rows(const SearchArguments& arguments) {
-  constexpr int64_t BLOCK = 4096;
-  static const int64_t PART = getenv("PART") ? atoi(getenv("PART")) : 512;
-  const int threads = static_cast<int>(std::max<int64_t>(1, arguments.num_threads));
-  auto scratches = make_scratches(arguments, BLOCK);
-  std::vector<uint32_t> queries(PART);
-  std::iota(queries.begin(), queries.end(), 0u);
-  const int64_t blocks = (arguments.num_rows + BLOCK - 1) / BLOCK;
-  const int64_t parts = (arguments.num_queries + PART - 1) / PART;
-  auto scan_blocks = [&](Scan& scan, int64_t count, int64_t begin, int64_t end, int thread) {
-    for (int64_t block = begin; block < end; ++block)
-      scan.block(block * BLOCK, std::min(arguments.num_rows, (block + 1) * BLOCK), queries.data(), count, *scratches[thread]);
-  };
-  if (parts >= 2 * threads) {
-    parallel_for(parts, threads, [&](int64_t part, int thread) {
-      const int64_t count = std::min(PART, arguments.num_queries - part * PART);
-      Scan scan(arguments, part * PART, count, false);
-      scan_blocks(scan, count, 0, blocks, thread);
-      scan.finish(0, count);
-    });
-    return;
-  }
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t count = std::min(PART, arguments.num_queries - part * PART);
-    Scan scan(arguments, part * PART, count, threads > 1);
-    parallel_for(blocks, threads, [&](int64_t block, int thread) { scan_blocks(scan, count, block, block + 1, thread); });
-    parallel_for((count + 15) / 16, threads, [&](int64_t i, int) { scan.finish(i * 16, std::min(count, i * 16 + 16)); });
-  }
-}
 
 }  // namespace stcli

@@ -4,12 +4,10 @@
 #pragma once
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
 #include <vector>
 
 #include "buffer.h"
@@ -121,27 +119,25 @@ class BestLists {
  public:
   static constexpr int32_t MAX_OFFER = 64;
 
-  // `shared`: several threads may offer candidates to the same query.
-  BestLists(Isa isa, int64_t num_queries, int64_t k0, bool shared)
+  BestLists(Isa isa, int64_t num_queries, int64_t k0)
       : isa_(isa),
-        shared_(shared),
         k0_(static_cast<int32_t>(k0)),
         kept_(static_cast<int32_t>(k0 + k0 / 8 + 8)),
         full_(full(k0)),
         stride_(bytes(k0) / 4),
-        heads_(new Head[num_queries]),
+        heads_(num_queries),
         lists_(num_queries * bytes(k0)) {}
 
   static int64_t bytes(int64_t k0) { return 8 * (full(k0) + MAX_OFFER + 16); }
 
-  float threshold(int64_t query) const { return heads_[query].threshold.load(std::memory_order_relaxed); }
+  float threshold(int64_t query) const { return heads_[query].threshold; }
+
+  // Nothing below `threshold` will be among the best.
+  void start_threshold(int64_t query, float threshold) { heads_[query].threshold = threshold; }
 
   // Adds the candidates (scores[i], rows[i]) of the bits i of `mask`.
   void add(int64_t query, uint64_t mask, const float* scores, const uint32_t* rows) {
     Head& head = heads_[query];
-    if (shared_)
-      while (head.locked.exchange(true, std::memory_order_acquire)) {
-      }
     const List list = this->list(query);
     int32_t count = head.count;
 #if STCLI_X86
@@ -156,7 +152,15 @@ class BestLists {
       }
     head.count = count;
     if (count > full_) shrink(head, list);
-    if (shared_) head.locked.store(false, std::memory_order_release);
+  }
+
+  // Adds what another thread found for the same query.
+  void add_all(int64_t query, const BestLists& other) {
+    const List list = other.list(query);
+    for (int32_t i = 0; i < other.heads_[query].count; i += MAX_OFFER) {
+      const int32_t left = other.heads_[query].count - i;
+      add(query, left < MAX_OFFER ? (uint64_t{1} << left) - 1 : ~uint64_t{0}, list.scores + i, list.rows + i);
+    }
   }
 
   // Writes the best k0, best first; empty slots get row -1 and score -inf. `scores` may be null.
@@ -175,8 +179,7 @@ class BestLists {
 
  private:
   struct Head {
-    std::atomic<float> threshold{-std::numeric_limits<float>::infinity()};
-    std::atomic<bool> locked{false};
+    float threshold = -std::numeric_limits<float>::infinity();
     int32_t count = 0;
   };
 
@@ -225,7 +228,7 @@ class BestLists {
       }
     }
     head.count = keep_reaching(list, head.count, low);
-    head.threshold.store(low, std::memory_order_relaxed);
+    head.threshold = low;
   }
 
   int32_t keep_reaching(const List& list, int32_t count, float threshold) const {
@@ -252,14 +255,13 @@ class BestLists {
       list.rows[i] = key_row(keys[i]);
     }
     head.count = k0_;
-    head.threshold.store(key_score(keys[k0_ - 1]), std::memory_order_relaxed);
+    head.threshold = key_score(keys[k0_ - 1]);
   }
 
   const Isa isa_;
-  const bool shared_;
   const int32_t k0_, kept_, full_;
   const int64_t stride_;
-  std::unique_ptr<Head[]> heads_;
+  std::vector<Head> heads_;
   Buffer lists_;
 };
 

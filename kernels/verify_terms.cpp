@@ -1,6 +1,6 @@
 // verify_terms: whether the terms of each candidate truly satisfy the filter of its query.
-//   in   values i32 [X]  offsets i64 [N+1]  lows, highs i32 [I]  leaf_offsets i64 [L+1]  ops i32 [T]  op_offsets i64 [F+1]
-//        rows i64 [B,M]  filter_of_query i64 [B]
+//   in   values i32 [X]  offsets i64 [N+1]  lows, highs i32 [I]  leaf_offsets i64 [L+1]
+//        ops i32 [T]  op_offsets i64 [F+1]  rows i64 [B,M]  filter_of_query i64 [B]
 //   out  verified u8 [B,M], 0 or 1
 //   map  1,024 candidates at a time, spread over the threads
 //   limits  the caller has checked programs, rows and filters (verify_terms.py)
@@ -79,9 +79,9 @@ int64_t deepest_stack(const int32_t* ops, const int64_t* op_offsets, int64_t num
 // Returns 0, or 1 if memory ran out.
 extern "C" int stcli_verify_terms(const int32_t* values, const int64_t* offsets, int64_t num_values,
                                   const int32_t* lows, const int32_t* highs, const int64_t* leaf_offsets,
-                                  const int32_t* ops, const int64_t* op_offsets, int64_t num_filters, const int64_t* rows,
-                                  const int64_t* filter_of_query, int64_t num_queries, int64_t num_slots,
-                                  uint8_t* verified, int64_t num_threads) try {
+                                  const int32_t* ops, const int64_t* op_offsets, int64_t num_filters,
+                                  const int64_t* rows, const int64_t* filter_of_query, int64_t num_queries,
+                                  int64_t num_slots, uint8_t* verified, int64_t num_threads) try {
   using namespace stcli;
   const Terms terms{values, offsets, num_values};
   const TermPrograms programs{lows, highs, leaf_offsets, ops, op_offsets};

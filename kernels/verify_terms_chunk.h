@@ -1,5 +1,5 @@
-// The inner loops of verify_terms, for one set of instructions. verify_terms.cpp includes this file once for each, inside
-// a namespace, with STCLI_TARGET (an attribute of functions) defined: no include guard on purpose.
+// The inner loops of verify_terms, for one set of instructions. verify_terms.cpp includes this file once for each,
+// inside a namespace, with STCLI_TARGET (an attribute of functions) defined: no include guard on purpose.
 
 // Whether one of `count` ascending terms is in [low, high).
 STCLI_TARGET inline bool any_inside(const int32_t* terms, int64_t count, int32_t low, int32_t high) {
@@ -17,9 +17,9 @@ STCLI_TARGET inline bool any_inside(const int32_t* terms, int64_t count, int32_t
   }
   return false;
 #else
-  bool found = false;
+  uint32_t found = 0;
   for (int64_t i = 0; i < count; ++i) found |= static_cast<uint32_t>(terms[i]) - base < size;
-  return found;
+  return found != 0;
 #endif
 }
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from stcli.errors import InputError
+from stcli.ops import native
 from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.ops.int_dot import int_dot
@@ -42,8 +45,8 @@ def assign_clusters(
     shapes.check("half_norms", half_norms, torch.float32, "C")
     if not len(half_norms):
         raise InputError("centroids are empty; expected at least one")
-    resolve(backend, rows.codes)
-    return _torch(rows, centroids, half_norms)
+    form = _native if resolve(backend, rows.codes) == "native" else _torch
+    return form(rows, centroids, half_norms)
 
 
 def _torch(rows: Quantized, centroids: Quantized, half_norms: torch.Tensor) -> torch.Tensor:
@@ -53,4 +56,15 @@ def _torch(rows: Quantized, centroids: Quantized, half_norms: torch.Tensor) -> t
         dots = int_dot(rows.codes[start : start + step], centroids.codes)
         scaled = (dots.float() * centroids.scales) * rows.scales[start : start + step, None]
         clusters[start : start + step] = (scaled - half_norms).max(1).indices  # the first of equal values
+    return clusters
+
+
+def _native(rows: Quantized, centroids: Quantized, half_norms: torch.Tensor) -> torch.Tensor:
+    library = native.library()
+    assert library is not None
+    clusters = torch.empty(len(rows.scales), dtype=torch.int64)
+    inputs = (rows.codes, rows.scales, centroids.codes, centroids.scales, half_norms)
+    tensors = [tensor.contiguous() for tensor in inputs]
+    sizes = (len(rows.scales), *centroids.codes.shape, native.num_threads())
+    library.stcli_assign_clusters(*map(native.pointer, tensors), *map(ctypes.c_int64, sizes), native.pointer(clusters))
     return clusters

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+
+from stcli.ops import dispatch, native
+from stcli.ops.checks import Shapes
 
 _MASKS = (0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F)
 _PIECE = 1 << 20
 
 
-def count_bits(words: torch.Tensor) -> torch.Tensor:
-    """Number of set bits of each line.
+def count_bits(words: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
+    """Count the set bits of each line.
 
     Args:
-        words: int64 [F, W], 64-bit patterns.
+        words: int64 [F, W], 64-bit patterns, contiguous.
+        backend: see `ops/dispatch.py`.
 
     Returns:
         int64 [F].
+
+    Raises:
+        TensorError: another dtype or shape than stated.
     """
-    if words.device.type == "cpu":
-        return torch.from_numpy(
-            np.array(
-                [int(np.bitwise_count(line).sum(dtype=np.int64)) for line in words.numpy().view(np.uint64)], np.int64
-            )
-        )
-    total = torch.zeros(len(words), dtype=torch.int64, device=words.device)
+    Shapes().check("words", words, torch.int64, "F W")
+    counts = torch.zeros(len(words), dtype=torch.int64, device=words.device)
+    if dispatch.resolve(backend, words) == "native":
+        native.call("stcli_count_bits", words, *words.shape, native.num_threads(), counts)
+        return counts
     for part in words.split(max(_PIECE // max(len(words), 1), 1), dim=1):
-        total += _popcount(part).sum(1)
-    return total
+        counts += _popcount(part).sum(1)
+    return counts
 
 
 def _popcount(x: torch.Tensor) -> torch.Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from stcli.ops import dispatch, native
@@ -24,8 +22,7 @@ def id_table(ids: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
     if dispatch.resolve(backend, ids) != "native":
         return torch.argsort(ids)
     table = torch.empty(1 << max(2 * len(ids), 1).bit_length(), dtype=torch.int64)
-    build = native.library().stcli_build_id_table  # type: ignore[union-attr]
-    build(native.pointer(ids), ctypes.c_int64(len(ids)), native.pointer(table), ctypes.c_int64(len(table)))
+    native.call("stcli_build_id_table", ids, len(ids), table, len(table))
     return table
 
 
@@ -64,13 +61,5 @@ def _torch(wanted: torch.Tensor, ids: torch.Tensor, table: torch.Tensor) -> torc
 
 def _native(wanted: torch.Tensor, ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     rows = torch.empty_like(wanted)
-    native.library().stcli_map_ids(  # type: ignore[union-attr]
-        native.pointer(ids),
-        native.pointer(table),
-        ctypes.c_int64(len(table)),
-        native.pointer(wanted),
-        ctypes.c_int64(len(wanted)),
-        native.pointer(rows),
-        ctypes.c_int(native.num_threads()),
-    )
+    native.call("stcli_map_ids", ids, table, len(table), wanted, len(wanted), rows, native.num_threads())
     return rows

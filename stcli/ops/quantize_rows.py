@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
 from stcli.errors import InputError
+from stcli.ops import native
 from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.types import Quantized
@@ -36,8 +39,8 @@ def quantize_rows(
     Shapes().check("vectors", vectors, (torch.float16, torch.float32), "R D")
     if scale is not None and not torch.finfo(torch.float32).tiny <= scale <= torch.finfo(torch.float32).max:
         raise InputError(f"scale is {scale}; expected a positive number that float32 holds, or None")
-    resolve(backend, vectors)
-    return _torch(vectors, scale, pad_to)
+    form = _native if resolve(backend, vectors) == "native" else _torch
+    return form(vectors, scale, pad_to)
 
 
 def _torch(vectors: torch.Tensor, scale: float | None, pad_to: int) -> Quantized:
@@ -56,4 +59,23 @@ def _torch(vectors: torch.Tensor, scale: float | None, pad_to: int) -> Quantized
             tile_scales = tile_scales.clamp_min(torch.finfo(torch.float32).tiny).masked_fill(largest == 0, 1.0)
         codes[start : start + step, :dim] = (tile / tile_scales[:, None]).round().clamp(-127, 127).to(torch.int8)
         scales[start : start + step] = tile_scales
+    return Quantized(codes, scales)
+
+
+def _native(vectors: torch.Tensor, scale: float | None, pad_to: int) -> Quantized:
+    library = native.library()
+    assert library is not None
+    vectors = vectors.contiguous()
+    num_rows, dim = vectors.shape
+    padded = -(-dim // pad_to) * pad_to
+    codes = torch.empty((num_rows, padded), dtype=torch.int8)
+    scales = torch.empty(num_rows, dtype=torch.float32)
+    library.stcli_quantize_rows(
+        native.pointer(vectors),
+        *map(ctypes.c_int64, (vectors.dtype == torch.float16, num_rows, dim, padded)),
+        ctypes.c_float(scale or 0.0),
+        ctypes.c_int64(native.num_threads()),
+        native.pointer(codes),
+        native.pointer(scales),
+    )
     return Quantized(codes, scales)

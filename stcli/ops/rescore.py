@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 
+from stcli.ops import native
 from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.ops.scan import check_range
@@ -41,8 +44,8 @@ def rescore(
         shapes.check("embeddings.exponents", embeddings.exponents, torch.int8, "N")
     shapes.check("rows", rows, torch.int64, "B M")
     check_range("rows", rows, len(embeddings.values))
-    resolve(backend, queries)
-    return _torch(queries, embeddings, rows)
+    form = _native if resolve(backend, queries) == "native" else _torch
+    return form(queries, embeddings, rows)
 
 
 def _torch(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
@@ -72,3 +75,21 @@ def _ordered_dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
+
+
+def _native(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
+    library = native.library()
+    assert library is not None
+    scores = torch.empty(rows.shape, dtype=torch.float32)
+    queries, rows, values = queries.contiguous(), rows.contiguous(), embeddings.values.contiguous()
+    exponents = None if embeddings.exponents is None else embeddings.exponents.contiguous()
+    library.stcli_rescore(
+        native.pointer(queries),
+        native.pointer(values),
+        ctypes.c_int64(values.dtype == torch.float16),
+        native.pointer(exponents),
+        native.pointer(rows),
+        *map(ctypes.c_int64, (*rows.shape, queries.shape[1], native.num_threads())),
+        native.pointer(scores),
+    )
+    return scores

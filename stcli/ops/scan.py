@@ -48,6 +48,7 @@ class Scan:
         for name in ("scales", "errors", "norms"):
             shapes.check(f"index.{name}", getattr(index, name), torch.float32, "N")
         shapes.check("clusters.centroids.scales", clusters.centroids.scales, torch.float32, "C")
+        shapes.check("clusters.centroids.codes", clusters.centroids.codes, torch.int8, "C Dp")
         shapes.check("clusters.offsets", clusters.offsets, torch.int64, "C+1")
         shapes.check("queries.codes", self.queries.codes, torch.int8, "B Dp")
         shapes.check("queries.scales", self.queries.scales, torch.float32, "B")

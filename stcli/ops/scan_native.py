@@ -1,4 +1,4 @@
-"""The native form of both searches: one structure with all arguments, as `kernels/scan.h` declares it."""
+"""The native form of both searches: one structure with all arguments, as `kernels/arguments.h` declares it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ class _SearchArguments(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("num_queries", "num_rows", "dim")),
         *((name, ctypes.c_void_p) for name in ("query_codes", "query_scales", "query_norms", "query_errors")),
-        *((name, ctypes.c_void_p) for name in ("codes", "scales", "errors", "norms", "words")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "errors", "norms")),
+        ("num_clusters", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("offsets", "centroid_codes", "centroid_scales", "words")),
         ("num_words", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_offsets")),
         ("k0", ctypes.c_int64),
@@ -38,6 +40,9 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidat
         "scales": index.scales,
         "errors": index.errors,
         "norms": index.norms,
+        "offsets": index.clusters.offsets,
+        "centroid_codes": index.clusters.centroids.codes,
+        "centroid_scales": index.clusters.centroids.scales,
         "found_rows": rows,
         "found_scores": scores,
     }
@@ -53,6 +58,7 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidat
         num_queries=num_queries,
         num_rows=len(index.scales),
         dim=index.codes.shape[1],
+        num_clusters=len(index.clusters.offsets) - 1,
         num_words=0 if scan.words is None else scan.words.shape[1],
         k0=scan.k0,
         num_threads=native.num_threads(),

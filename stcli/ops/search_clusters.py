@@ -54,8 +54,7 @@ def search_clusters(
     scan.check().check("probes", probes, torch.int64, "B P")
     check_range("probes", probes, len(index.clusters.offsets) - 1)
     if resolve(backend, queries.codes) == "native":
-        offsets = index.clusters.offsets
-        return run_native(scan, "search_clusters", offsets, len(offsets) - 1, probes, probes.shape[1])
+        return run_native(scan, "search_clusters", probes, probes.shape[1])
     return scan.run(_tiles(probes, index.clusters.offsets))
 
 

@@ -51,8 +51,9 @@ def make_case(
     cuts = (uniform(clusters - 1) ** (1 + shift) * (rows + 1)).long().clamp_max(rows).sort().values
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), cuts, torch.tensor([rows])])
     row_codes = codes(rows)
+    norms = row_codes.codes.float().norm(dim=1) * row_codes.scales * (1.00001 + uniform(rows))
     index = SearchIndex(
-        row_codes.codes, row_codes.scales, uniform(rows), uniform(rows) * 100, Clusters(codes(clusters), offsets)
+        row_codes.codes, row_codes.scales, uniform(rows), norms, Clusters(codes(clusters), offsets)
     )
     order = uniform(queries, clusters).argsort(dim=1)[:, :probes]
     order[uniform(order.shape) < 0.1] = -1

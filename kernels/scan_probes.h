@@ -1,0 +1,44 @@
+// The rows of some clusters for each query. The probe lists are inverted, so that the rows of a cluster are read and
+// repacked once for all queries of a part that probe it.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+
+#include "arguments.h"
+#include "invert.h"
+#include "parallel.h"
+#include "scan.h"
+
+namespace stcli {
+
+constexpr int64_t PROBE_BLOCK_ROWS = 1024;
+
+inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Scan& scan) {
+  for (int64_t cluster = 0; cluster < all.num_clusters; ++cluster) {
+    const int64_t begin = lists.starts[cluster], probing = lists.starts[cluster + 1] - begin;
+    for (int64_t row = all.offsets[cluster]; probing && row < all.offsets[cluster + 1]; row += PROBE_BLOCK_ROWS)
+      scan.block(row, std::min(row + PROBE_BLOCK_ROWS, all.offsets[cluster + 1]), lists.queries.data() + begin, probing);
+  }
+}
+
+// `probes` [B, num_probes], nearest clusters first, -1 for an unused slot.
+inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64_t num_probes) {
+  const int64_t threads = all.num_threads;
+  static const int64_t LIM = getenv("LIM") ? atoi(getenv("LIM")) : 64;
+  static const int64_t SEED = getenv("SEED") ? atoi(getenv("SEED")) : 2;
+  const int64_t most = std::max<int64_t>(16, (LIM << 20) / BestLists::bytes(all.k0));
+  const int64_t rounds = ((all.num_queries + most - 1) / most + threads - 1) / threads;
+  const int64_t parts = std::min(all.num_queries, rounds * threads);
+  parallel_for(parts, static_cast<int>(threads), [&](int64_t part, int) {
+    const int64_t first = all.num_queries * part / parts, count = all.num_queries * (part + 1) / parts - first;
+    const int64_t* lines = probes + first * num_probes;
+    Scan scan(all, first, count, PROBE_BLOCK_ROWS);
+    // The nearest clusters first, for a good threshold; with filters they often hold too few admitted rows.
+    const int64_t seeds = all.words ? 0 : std::min<int64_t>(SEED, num_probes);
+    if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters), scan);
+    scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters), scan);
+    scan.finish();
+  });
+}
+
+}  // namespace stcli
