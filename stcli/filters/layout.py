@@ -1,7 +1,8 @@
 """Which term is stored where in the bit matrix, decided from term counts alone.
 
 - "Has a value" has a row of its own for every feature, so that IS NULL is exact.
-- A frequent term has a row of its own: exact, also under NOT.
+- A frequent term has a row of its own: exact, also under NOT. From a frequency of 7 % on (at a rate of 0.001) that is
+  smaller than its Bloom bits; more terms get one while there is room.
 - The other values of a feature with at most one value an item are rank slices: the rank of the
   item's value in ceil(log2(values + 1)) rows. Equality and ranges over them are exact.
 - The other terms of a list feature share Bloom rows. If the feature is ordered, slices of the
@@ -16,11 +17,14 @@ import numpy as np
 import torch
 
 from stcli.errors import InputError
-from stcli.filters.vocabulary import Vocabulary
+from stcli.filters.vocabulary import Feature, Vocabulary
 from stcli.types import MatrixPlan
 
 NUM_HASHES = 7
 """Bloom rows of a term. At a rate of 0.001, 7 need 4 % more bits than the optimum of 10 and read 30 % fewer rows."""
+
+LEAST_OWN_FREQUENCY = 1 / 1024
+"""A rarer term gets no own row, even where there is room."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +43,50 @@ class FeatureLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """The whole matrix: the plan for building it and, for each feature, where it stands."""
+    """The whole matrix: the plan for building it and, for each feature, where it stands.
+
+    Attributes:
+        plan: which rows hold what.
+        features: where each feature stands.
+        paper: every term is on Bloom rows only, and NOT complements them, as in the SilverTorch paper.
+    """
 
     plan: MatrixPlan
     features: dict[str, FeatureLayout]
-
-
-def frequency_for_own_row(bloom_fpr: float) -> float:
-    """Share of items from which on a row of its own is smaller than a term's Bloom bits.
-
-    A Bloom filter at its optimum takes log2(1 / fpr) / ln 2 bits a term occurrence (Bloom 1970); an
-    own row takes one bit an item.
-    """
-    return float(np.log(2) / np.log2(1 / bloom_fpr))
+    paper: bool = False
 
 
 def plan_layout(
-    vocabulary: Vocabulary, num_items: int, *, bloom_fpr: float, own_rows_limit: int, num_hashes: int = NUM_HASHES
+    vocabulary: Vocabulary,
+    num_items: int,
+    *,
+    bloom_fpr: float,
+    filter_bytes: int = 56,
+    own_rows_limit: int | None = None,
+    num_hashes: int = NUM_HASHES,
 ) -> Layout:
     """Lay out the bit matrix of a vocabulary.
+
+    Own rows are given by falling frequency as long as all of it fits in `filter_bytes` an item. If not even the
+    smallest layout fits, the Bloom rows become fewer and their false-positive rate larger; results do not change, since
+    candidates are verified.
 
     Args:
         vocabulary: features and counts.
         num_items: N.
         bloom_fpr: wanted share of items without a term that its Bloom rows admit.
-        own_rows_limit: own rows for terms of list features and frequent terms, at most.
+        filter_bytes: bytes an item that the matrix may take.
+        own_rows_limit: terms with an own row, at most; None: as many as fit.
         num_hashes: Bloom rows of a term.
 
     Raises:
-        InputError: `bloom_fpr` outside (0, 1).
+        InputError: `bloom_fpr` outside (0, 1), or `filter_bytes` too small for the features.
     """
     if not 0 < bloom_fpr < 1:
         raise InputError(f"--bloom-fpr {bloom_fpr}: expected a share between 0 and 1, such as 0.001")
     counts = vocabulary.counts
+    limit = len(counts) if own_rows_limit is None else own_rows_limit
+    frequent, bloom_fpr = _share_budget(vocabulary, num_items, bloom_fpr, 8.0 * filter_bytes, limit, num_hashes)
     own_row = np.full(len(counts), -1, np.int32)
     bloom = np.zeros(len(counts), bool)
     slices: list[tuple[int, int, int, int, int]] = []
@@ -79,7 +94,6 @@ def plan_layout(
     features: dict[str, FeatureLayout] = {}
     rows = 0
 
-    frequent = _frequent_terms(counts, num_items, frequency_for_own_row(bloom_fpr), own_rows_limit)
     for feature in vocabulary.features:
         first, end = feature.first_term, feature.end_term
         presence_row = rows
@@ -88,13 +102,11 @@ def plan_layout(
         own = first + np.flatnonzero(frequent[first:end])
         own_row[own] = rows + np.arange(len(own))
         rows += len(own)
-        tail = end - first - len(own)
         bounds: tuple[tuple[int, int], tuple[int, int]] | None = None
-        num_bits = int(end - first).bit_length()
-        if (feature.ordered and end > first + 1) or (not feature.multi and tail):
-            sides = (0, 1) if feature.multi else (0,)
+        if _is_sliced(feature):
+            num_bits = feature.num_terms.bit_length()
             placed = []
-            for side in sides:
+            for side in (0, 1) if feature.multi else (0,):
                 slices.append((rows, num_bits, first, end, side))
                 placed.append((rows, num_bits))
                 rows += num_bits
@@ -115,12 +127,70 @@ def plan_layout(
     return Layout(plan, features)
 
 
-def _frequent_terms(counts: np.ndarray, num_items: int, frequency: float, limit: int) -> np.ndarray:
-    """The terms with an own row: at least `frequency` of the items, at most `limit` of them, ties by id."""
-    frequent = counts >= max(frequency * num_items, 1)
-    if frequent.sum() > limit:
-        order = np.argsort(-counts, kind="stable")[:limit]
-        keep = np.zeros(len(counts), bool)
-        keep[order] = True
-        frequent &= keep
-    return frequent
+def paper_layout(vocabulary: Vocabulary, bits: int, hashes: int) -> Layout:
+    """The form of the SilverTorch paper (arXiv 2511.14881): `bits` Bloom rows, every term on `hashes` of them.
+
+    Raises:
+        InputError: bits or hashes outside what the paper's form allows.
+    """
+    if not 512 <= bits <= 2048:
+        raise InputError(f"--bloom-bits {bits}: expected 512 to 2048")
+    if not 1 <= hashes <= 32:
+        raise InputError(f"--bloom-hashes {hashes}: expected 1 to 32")
+    plan = MatrixPlan(
+        own_row=torch.full((vocabulary.num_terms,), -1, dtype=torch.int32),
+        bloom=torch.ones(vocabulary.num_terms, dtype=torch.bool),
+        slices=torch.zeros(0, 5, dtype=torch.int64),
+        presence=torch.zeros(0, 3, dtype=torch.int64),
+        num_own=0,
+        bloom_fpr=0.001,  # unused: the width is fixed
+        num_hashes=hashes,
+        fixed_width=bits,
+    )
+    return Layout(plan, {feature.name: FeatureLayout(-1, None) for feature in vocabulary.features}, paper=True)
+
+
+def _is_sliced(feature: Feature) -> bool:
+    """A feature with at most one value an item, or an ordered one, has rank slices; a single value needs none."""
+    return feature.num_terms > 1 and (feature.ordered or not feature.multi)
+
+
+def _share_budget(
+    vocabulary: Vocabulary, num_items: int, bloom_fpr: float, budget: float, limit: int, num_hashes: int
+) -> tuple[np.ndarray, float]:
+    """Which terms get an own row, bool [V], and the false-positive rate that the Bloom rows are sized for.
+
+    Args:
+        vocabulary: features and counts.
+        num_items: N.
+        bloom_fpr: wanted rate.
+        budget: bits an item for everything.
+        limit: terms with an own row, at most.
+        num_hashes: Bloom rows of a term.
+    """
+    fixed = len(vocabulary.features)  # presence
+    on_bloom = np.zeros(vocabulary.num_terms, bool)
+    for feature in vocabulary.features:
+        fixed += feature.num_terms.bit_length() * (1 + feature.multi) if _is_sliced(feature) else 0
+        on_bloom[feature.first_term : feature.end_term] = feature.multi
+    order = np.argsort(-vocabulary.counts, kind="stable")
+    frequency = vocabulary.counts[order] / max(num_items, 1)
+    a_term = num_hashes / -np.log(1 - bloom_fpr ** (1 / num_hashes))  # Bloom bits of a term of an item (Bloom 1970)
+    tail = np.where(on_bloom, vocabulary.counts, 0)[order] / max(num_items, 1)
+    tail_left = np.concatenate(([tail.sum()], tail.sum() - np.cumsum(tail)))
+    bits = (fixed + np.arange(len(order) + 1) + a_term * tail_left.clip(0))[: limit + 1]
+    smallest = int(bits.argmin())
+    useful = int((frequency >= LEAST_OWN_FREQUENCY).sum())
+    fitting = np.flatnonzero(bits[: max(useful, smallest) + 1] <= budget)
+    chosen = max(int(fitting[-1]), smallest) if len(fitting) else smallest
+    if bits[chosen] > budget:
+        room = (budget - fixed - chosen) / max(tail_left[chosen], 1e-12)
+        if room < 1:
+            raise InputError(
+                f"--filter-bytes {budget / 8:g}: the features need at least "
+                f"{int(np.ceil((fixed + chosen + tail_left[chosen]) / 8))} bytes an item; give more, or fewer columns"
+            )
+        bloom_fpr = float((1 - np.exp(-num_hashes / room)) ** num_hashes)
+    frequent = np.zeros(vocabulary.num_terms, bool)
+    frequent[order[:chosen]] = True
+    return frequent, bloom_fpr

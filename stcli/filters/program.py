@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from stcli.errors import FilterError
-from stcli.filters.bounds import Bounder, Rows, TermSet, Unknown, resolve
+from stcli.filters.bounds import Bounder, Rows, Unknown, resolve
 from stcli.filters.layout import Layout
 from stcli.filters.parse import parse
-from stcli.filters.tree import And, Constant, Node, Not, Or, check
+from stcli.filters.pieces import Code, Pieces
+from stcli.filters.shapes import Shapes
+from stcli.filters.tree import Node, check
 from stcli.filters.vocabulary import Vocabulary
-from stcli.types import OP_AND, OP_NOT, OP_OR, Program, TermProgram
+from stcli.types import Program, TermProgram
 
 CACHE_SIZE = 1 << 16
 """Distinct filter texts whose plans are kept between batches."""
@@ -42,6 +45,10 @@ class FilterPlan:
     terms: Node
     unknown_values: int
 
+    def code(self) -> Code:
+        """Both forms as bytes."""
+        return Code.of(self.rows, self.exact, self.terms, self.unknown_values)
+
 
 @dataclass(frozen=True)
 class FilterBatch:
@@ -52,12 +59,21 @@ class FilterBatch:
         program: F row programs, or None if no query has a filter.
         terms: F term programs, or None.
         num_filters: F, distinct filters.
+        unknown_values: literals that are no value of their feature, summed over the queries.
     """
 
     filter_of_query: torch.Tensor
     program: Program | None
     terms: TermProgram | None
     num_filters: int
+    unknown_values: int = 0
+
+    @classmethod
+    def of(cls, filter_of_query: np.ndarray, filters: Pieces, unknown_values: int) -> FilterBatch:
+        """Write the programs of F filters, one a piece."""
+        count = len(filters.exact)
+        rows, terms = (filters.program(), filters.term_program()) if count else (None, None)
+        return cls(torch.from_numpy(filter_of_query), rows, terms, count, unknown_values)
 
     def to(self, device: torch.device) -> FilterBatch:
         """The same on another device."""
@@ -86,7 +102,7 @@ def _moved(program: P, device: torch.device) -> P:
 
 @dataclass
 class Planner:
-    """Plans filters over one index; keeps the plans of recent texts.
+    """Plans filters over one index; keeps what it made of recent ones.
 
     Attributes:
         vocabulary: the terms of the index.
@@ -96,10 +112,13 @@ class Planner:
     vocabulary: Vocabulary
     layout: Layout
     _bounder: Bounder = field(init=False, repr=False)
+    _shapes: Shapes = field(init=False, repr=False)
     _plans: OrderedDict[str | Node, FilterPlan | None] = field(init=False, repr=False, default_factory=OrderedDict)
+    _codes: OrderedDict[str | Node, Code | None] = field(init=False, repr=False, default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self._bounder = Bounder(self.layout)
+        self._shapes = Shapes(self.vocabulary, self.layout)
 
     def plan(self, given: str | Node | None) -> FilterPlan | None:
         """Plan one filter, a text or a tree; None (or empty text) means no filter.
@@ -112,43 +131,23 @@ class Planner:
         if given in self._plans:
             self._plans.move_to_end(given)
             return self._plans[given]
-        text = given if isinstance(given, str) else ""
-        if isinstance(given, str):
-            node = parse(given)
-        else:
-            check(given)
-            node = given
-        planned = None
-        if node is not None:
-            unknown = Unknown()
-            terms = resolve(node, self.vocabulary, text, unknown)
-            rows, exact = self._bounder.upper(terms)
-            planned = FilterPlan(rows, exact, terms, unknown.values)
-        self._plans[given] = planned
-        if len(self._plans) > CACHE_SIZE:
-            self._plans.popitem(last=False)
+        planned = self._plan(given)
+        _keep(self._plans, given, planned)
         return planned
 
     def check(self, given: Sequence[str | Node | None]) -> dict[int, FilterError]:
         """The queries whose filter cannot be used, with the reason."""
-        failed: dict[int, FilterError] = {}
-        known: dict[str | Node, FilterError] = {}
-        for query, item in enumerate(given):
-            if item is None:
-                continue
-            if item not in known and item not in self._plans:
-                try:
-                    self.plan(item)
-                except FilterError as error:
-                    known[item] = error
-            if item in known:
-                failed[query] = known[item]
-        return failed
+        failed: dict[str | Node | None, FilterError] = {}
+        for item in self._made_together(given):
+            try:
+                self._code(item)
+            except FilterError as error:
+                failed[item] = error
+        return {query: failed[item] for query, item in enumerate(given) if item in failed} if failed else {}
 
     def unknown_values(self, given: Sequence[str | Node | None]) -> int:
         """Literals in the filters of these queries that are no value of their feature."""
-        plans = (self.plan(item) for item in given if item is not None)
-        return sum(planned.unknown_values for planned in plans if planned is not None)
+        return _sum_unknown(*self.codes(given))
 
     def batch(self, given: Sequence[str | Node | None]) -> FilterBatch:
         """Plan the filters of a batch of queries.
@@ -156,106 +155,71 @@ class Planner:
         Raises:
             FilterError: as `plan`.
         """
-        number: dict[int, int] = {}
-        plans: list[FilterPlan] = []
-        filter_of_query = torch.full((len(given),), -1, dtype=torch.int64)
-        for query, item in enumerate(given):
-            planned = self.plan(item)
-            if planned is None:
-                continue
-            if id(planned) not in number:
-                number[id(planned)] = len(plans)
-                plans.append(planned)
-            filter_of_query[query] = number[id(planned)]
-        if not plans:
-            return FilterBatch(filter_of_query, None, None, 0)
-        return FilterBatch(filter_of_query, row_program(plans), term_program(plans), len(plans))
+        codes, code_of_query = self.codes(given)
+        return FilterBatch.of(code_of_query, Pieces.of_codes(codes), _sum_unknown(codes, code_of_query))
+
+    def codes(self, given: Sequence[str | Node | None]) -> tuple[list[Code], np.ndarray]:
+        """Write the distinct filters among those given.
+
+        Returns:
+            The distinct filters, and which of them each query has, int64 [B], -1 for none.
+
+        Raises:
+            FilterError: as `plan`.
+        """
+        codes: list[Code] = []
+        number: dict[str | Node | None, int] = {}
+        for item in self._made_together(given):
+            code = self._code(item)
+            number[item] = -1 if code is None else len(codes)
+            if code is not None:
+                codes.append(code)
+        return codes, np.fromiter(map(number.__getitem__, given), np.int64, len(given))
+
+    def _made_together(self, given: Sequence[str | Node | None]) -> dict[str | Node | None, None]:
+        """The distinct filters among those given, once texts of one shape have been written together."""
+        items = dict.fromkeys(given)
+        for text, code in self._shapes.codes([x for x in items if isinstance(x, str) and x not in self._codes]):
+            _keep(self._codes, text, code)
+        return items
+
+    def _code(self, given: str | Node | None) -> Code | None:
+        if given is None:
+            return None
+        if given in self._codes:
+            self._codes.move_to_end(given)
+            return self._codes[given]
+        planned = self._plan(given)
+        code = planned.code() if planned is not None else None
+        _keep(self._codes, given, code)
+        return code
+
+    def _plan(self, given: str | Node) -> FilterPlan | None:
+        text = given if isinstance(given, str) else ""
+        node = parse(given) if isinstance(given, str) else given
+        if node is None:
+            return None
+        if not text:
+            check(node)
+        unknown = Unknown()
+        terms = resolve(node, self.vocabulary, text, unknown)
+        rows, exact = self._bounder.upper(terms)
+        return FilterPlan(rows, exact, terms, unknown.values)
 
 
-class _Writer:
-    """Collects leaves and postfix operations of several filters."""
+T = TypeVar("T")
 
-    def __init__(self) -> None:
-        self.leaves: dict[object, int] = {}
-        self.ops: list[int] = []
-        self.op_offsets = [0]
-        self.max_depth = 0
-        self._depth = 0
 
-    def leaf(self, key: object) -> None:
-        self.ops.append(self.leaves.setdefault(key, len(self.leaves)))
-        self._depth += 1
-        self.max_depth = max(self.max_depth, self._depth)
+def _keep(cache: OrderedDict[str | Node, T], key: str | Node, value: T) -> None:
+    cache[key] = value
+    if len(cache) > CACHE_SIZE:
+        cache.popitem(last=False)
 
-    def operate(self, op: int) -> None:
-        self.ops.append(op)
-        self._depth -= op != OP_NOT
 
-    def end(self) -> None:
-        self.op_offsets.append(len(self.ops))
-        self._depth = 0
+def _sum_unknown(codes: Sequence[Code], code_of_query: np.ndarray) -> int:
+    return int(np.array([code.unknown_values for code in codes] + [0], np.int64)[code_of_query].sum())
 
 
 def row_program(plans: Sequence[FilterPlan]) -> Program:
-    """The row programs of F filters, each distinct leaf once."""
-    writer = _Writer()
-
-    def write(expression: Rows) -> None:
-        if expression[0] == "leaf":
-            writer.leaf(expression[1:])
-        elif expression[0] == "not":
-            write(expression[1])
-            writer.operate(OP_NOT)
-        else:
-            for place, part in enumerate(expression[1:]):
-                write(part)
-                if place:
-                    writer.operate(OP_AND if expression[0] == "and" else OP_OR)
-
-    for plan in plans:
-        write(plan.rows)
-        writer.end()
-    return Program(
-        leaves=torch.tensor(list(writer.leaves), dtype=torch.int64).reshape(-1, 4),
-        ops=torch.tensor(writer.ops, dtype=torch.int32),
-        op_offsets=torch.tensor(writer.op_offsets, dtype=torch.int64),
-        exact=torch.tensor([plan.exact for plan in plans]),
-        max_depth=writer.max_depth,
-    )
-
-
-def term_program(plans: Sequence[FilterPlan]) -> TermProgram:
-    """The term programs of F filters, each distinct leaf once."""
-    writer = _Writer()
-
-    def write(node: Node) -> None:
-        if isinstance(node, TermSet):
-            writer.leaf(node.intervals)
-        elif isinstance(node, Constant):
-            writer.leaf(())
-            if node.value:
-                writer.operate(OP_NOT)
-        elif isinstance(node, Not):
-            write(node.child)
-            writer.operate(OP_NOT)
-        else:
-            assert isinstance(node, And | Or)
-            for place, child in enumerate(node.children):
-                write(child)
-                if place:
-                    writer.operate(OP_AND if isinstance(node, And) else OP_OR)
-
-    for plan in plans:
-        write(plan.terms)
-        writer.end()
-    intervals: list[tuple[tuple[int, int], ...]] = list(writer.leaves)  # type: ignore[arg-type]
-    flat = torch.tensor([span for leaf in intervals for span in leaf], dtype=torch.int32).reshape(-1, 2)
-    sizes = torch.tensor([0] + [len(leaf) for leaf in intervals], dtype=torch.int64)
-    return TermProgram(
-        lows=flat[:, 0].contiguous(),
-        highs=flat[:, 1].contiguous(),
-        leaf_offsets=torch.cumsum(sizes, 0),
-        ops=torch.tensor(writer.ops, dtype=torch.int32),
-        op_offsets=torch.tensor(writer.op_offsets, dtype=torch.int64),
-        max_depth=writer.max_depth,
-    )
+    """The row programs of some filters, each distinct leaf once."""
+    return Pieces.of_codes([plan.code() for plan in plans]).program()

@@ -35,13 +35,14 @@ def load_layout(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]
         num_own=description["own_rows"],
         bloom_fpr=description["bloom_fpr"],
         num_hashes=description["num_hashes"],
+        fixed_width=description["fixed_width"],
     )
     features = {}
     for entry in description["features"]:
         slices = entry["slices"]
         placed = ((slices[0][0], slices[0][1]), (slices[1][0], slices[1][1])) if slices else None
         features[entry["name"]] = FeatureLayout(entry["presence_row"], placed)
-    return Layout(plan, features)
+    return Layout(plan, features, paper=description["paper"])
 
 
 def load_matrix(arrays: Mapping[str, np.ndarray], description: Mapping[str, Any], num_items: int) -> BitMatrix:

@@ -7,7 +7,8 @@ UTF-8 bytes. So `=`, `IN`, `<`, `BETWEEN` and `IS NULL` all become intervals of 
 from __future__ import annotations
 
 import datetime
-from bisect import bisect_left, bisect_right
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ from stcli.filters.lexicon import read_date, read_timestamp
 EPOCH = datetime.date(1970, 1, 1)
 NUMERIC_KINDS = ("integer", "float")
 TIME_KINDS = ("date", "timestamp")
+
+MAX_SPANS = 1 << 20
+"""Literals of a feature whose place among its values is remembered."""
 
 
 class Strings(Sequence[bytes]):
@@ -63,7 +67,7 @@ class Feature:
     num_terms: int
     multi: bool
     values: np.ndarray | Strings
-    _found: dict[Any, int] = field(default_factory=dict, repr=False, compare=False)
+    _spans: dict[tuple[type, Any], tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def end_term(self) -> int:
@@ -77,18 +81,40 @@ class Feature:
 
     def rank(self, key: Any, after: bool = False) -> int:
         """How many values are smaller than `key` (with `after`: smaller or equal); exact for any number."""
-        cached = self._found.get((key, after, type(key)))
-        if cached is None:
-            if isinstance(self.values, np.ndarray) and isinstance(key, int) and self.values.dtype == np.int64:
-                key_in = min(max(key, -(2**63)), 2**63 - 1)
-                cached = int(np.searchsorted(self.values, key_in, "right" if after else "left"))
-                cached = len(self.values) if key > 2**63 - 1 else 0 if key < -(2**63) else cached
-            else:
-                values: Any = self.values if isinstance(self.values, Strings) else _PythonNumbers(self.values)
-                cached = (bisect_right if after else bisect_left)(values, key)
-            if len(self._found) < 1 << 20:
-                self._found[(key, after, type(key))] = cached
-        return cached
+        first = self._first_not_below(key)
+        return first + (after and self._is_at(first, key))
+
+    def span(self, literal: Any) -> tuple[int, int]:
+        """The values equal to a literal, as ranks `first … end - 1`: at most one, and where it would stand if none.
+
+        Raises:
+            InputError: as `key`.
+        """
+        found = self._spans.get((type(literal), literal))
+        if found is None:
+            key = self.key(literal)
+            first = self._first_not_below(key)
+            found = first, first + self._is_at(first, key)
+            if len(self._spans) < MAX_SPANS:
+                self._spans[(type(literal), literal)] = found
+        return found
+
+    def _first_not_below(self, key: Any) -> int:
+        values = self.values
+        if isinstance(values, Strings):
+            return bisect_left(values, key)
+        if values.dtype == np.int64:
+            key = math.ceil(key)
+            if not -(2**63) <= key < 2**63:
+                return len(values) if key > 0 else 0
+        elif isinstance(key, int) and abs(key) > 2**53:
+            return bisect_left(_PythonNumbers(values), key)  # as a float it would be rounded
+        return int(values.searchsorted(key))
+
+    def _is_at(self, rank: int, key: Any) -> bool:
+        if rank == self.num_terms:
+            return False
+        return bool((self.values[rank] if isinstance(self.values, Strings) else self.values.item(rank)) == key)
 
     def key(self, literal: Any) -> Any:
         """A literal of a filter as this feature's values are kept.

@@ -30,7 +30,8 @@ class Sizes:
     """How the bit matrix is made; the defaults are those of `build-index`."""
 
     bloom_fpr: float = 0.001
-    own_rows: int = 4096
+    filter_bytes: int = 48
+    own_rows: int | None = None
     hashes: int = NUM_HASHES
     width: int | None = None
 
@@ -91,15 +92,14 @@ def unpack(words: torch.Tensor) -> np.ndarray:
     return np.unpackbits(words.contiguous().numpy().view(np.uint8), axis=1, bitorder="little").astype(bool)
 
 
-def index_table(table: pa.Table, sizes: Sizes = Sizes(), *, batch_rows: int | None = None) -> Indexed:  # noqa: B008
+def index_table(table: pa.Table, sizes: Sizes = Sizes(), *, batch_rows: int | None = None) -> Indexed:
     """Index every column of a table as `build-index` does, without its files."""
     kinds = {name: feature_kind(table.schema.field(name).type, name) for name in table.column_names}
     with tempfile.TemporaryDirectory() as folder:
         collector = TermCollector({name: kind for name, (kind, _) in kinds.items()}, Path(folder))
         for batch in table.to_batches(batch_rows):
-            collector.add(
-                {name: read_feature(batch.column(name), kind, many, name) for name, (kind, many) in kinds.items()}
-            )
+            found = {name: read_feature(batch.column(name), kind, many, name) for name, (kind, many) in kinds.items()}
+            collector.add(found, batch.num_rows)
         collected = collector.finish()
         values, lengths = collected.of_rows(np.arange(table.num_rows))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
@@ -114,6 +114,7 @@ def index_table(table: pa.Table, sizes: Sizes = Sizes(), *, batch_rows: int | No
         vocabulary,
         table.num_rows,
         bloom_fpr=sizes.bloom_fpr,
+        filter_bytes=sizes.filter_bytes,
         own_rows_limit=sizes.own_rows,
         num_hashes=sizes.hashes,
     )
@@ -128,7 +129,8 @@ def random_sizes(rng: random.Random) -> Sizes:
     """Anything from the defaults to a matrix so small that most of what it admits is wrong."""
     return Sizes(
         bloom_fpr=rng.choice([0.001, 0.05, 0.5, 0.99]),
-        own_rows=rng.choice([0, 1, 3, 4096]),
+        filter_bytes=10**6,
+        own_rows=rng.choice([0, 1, 3, None]),
         hashes=rng.choice([1, 2, 7]),
         width=rng.choice([None, None, 1, 5, 40]),
     )

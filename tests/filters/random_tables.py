@@ -1,4 +1,4 @@
-"""Seeded random tables and filters over them, thousands a second; the pools of values are those of `tree_strategies`."""
+"""Seeded random tables and filters over them, thousands a second; with the pools of values of `tree_strategies`."""
 
 from __future__ import annotations
 

@@ -65,7 +65,9 @@ def brute_force(tiny, model, table_rows, query, k):
     """Best rows of one query by plain sorting: larger float64 score first, then smaller item id."""
     values = model.embeddings.values.numpy().astype(np.float64)
     values *= 2.0 ** model.embeddings.exponents.numpy().astype(np.float64)[:, None]
-    scores = [sum(a * b for a, b in zip(row, tiny.vectors[query].astype(float), strict=True)) for row in values.tolist()]
+    scores = [
+        sum(a * b for a, b in zip(row, tiny.vectors[query].astype(float), strict=True)) for row in values.tolist()
+    ]
     tree = parse(tiny.filters[query]) if tiny.filters[query] else None
     fine = eligible_rows([tiny.item_rows[row] for row in table_rows], tree)
     ids = [tiny.item_rows[row]["item_id"] for row in table_rows]

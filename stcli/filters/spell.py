@@ -1,0 +1,185 @@
+"""Row programs for the values of one clause, many at once: what `Bounder` does for a leaf, without a Python loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stcli.errors import InputError
+from stcli.filters.bounds import MAX_BLOOM_TERMS, too_many
+from stcli.filters.layout import Layout
+from stcli.filters.pieces import Ops
+from stcli.filters.ragged import offsets_of, places, sums
+from stcli.filters.vocabulary import Feature
+from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN, OP_AND, OP_NOT, OP_OR
+
+_SKIP = np.iinfo(np.int32).min
+"""No operation, in a matrix of operations."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Sets of values of one feature: D ragged lines of half-open intervals of ranks, ascending and apart.
+
+    Attributes:
+        lows, highs: int64 [runs].
+        offsets: int64 [D + 1].
+    """
+
+    lows: np.ndarray
+    highs: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def owners(self) -> np.ndarray:
+        """The line of each run; int64 [runs]."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Parts of sets, to be ORed: a part is one leaf, or "the code is not below `begin`, and below `end`".
+
+    Attributes:
+        owners: int64 [P], the set.
+        ends, begins: int64 [P, 4], leaves; a part without `begin` is the leaf `ends`.
+        has_end, has_begin: bool [P].
+    """
+
+    owners: np.ndarray
+    ends: np.ndarray
+    begins: np.ndarray
+    has_end: np.ndarray
+    has_begin: np.ndarray
+
+
+class Speller:
+    """Spells sets of values of one feature over the rows of the bit matrix.
+
+    Args:
+        feature: of the values.
+        layout: of the matrix.
+        upper: give a program that holds for every eligible item; else one that holds for eligible items only.
+    """
+
+    def __init__(self, feature: Feature, layout: Layout, upper: bool) -> None:
+        self._feature, self._paper = feature, layout.paper
+        self._upper = upper or layout.paper  # the paper's NOT complements the one mask that there is
+        place = layout.features[feature.name]
+        self._presence, self._slices = place.presence_row, place.slices
+        self._own_row = layout.plan.own_row.numpy()[feature.first_term : feature.end_term]
+        self._bloom_before = offsets_of(self._own_row < 0)
+        self._own_ranks = np.flatnonzero(self._own_row >= 0)
+
+    def spell(self, runs: Runs) -> tuple[Ops, np.ndarray, np.ndarray]:
+        """Give one program a set, never empty; their leaves int64 [leaves, 4]; and where they are exact, bool [D]."""
+        lows, highs, owners = runs.lows, runs.highs, runs.owners
+        single = highs == lows + 1
+        whole = np.zeros(len(runs.offsets) - 1, bool)
+        if self._presence >= 0:
+            whole[owners[highs - lows == self._feature.num_terms]] = True
+        if self._slices is None:
+            num_bloom = self._bloom_before[highs] - self._bloom_before[lows]
+        else:
+            num_bloom = single & self._feature.multi & (self._own_row[lows] < 0)
+        num_bloom = sums(num_bloom, runs.offsets)
+        beyond = num_bloom > MAX_BLOOM_TERMS
+        if self._paper and beyond.any():
+            raise InputError(too_many(self._feature))
+        exact = whole | (num_bloom == 0)
+        replaced = whole | beyond if self._upper else whole
+        presence = (LEAF_OWN, self._presence) if self._presence >= 0 else (LEAF_ALL, 0)
+        parts = [_leaves(np.flatnonzero(replaced), *presence)]
+        kept = ~replaced[owners]
+        lows, highs, owners, single = lows[kept], highs[kept], owners[kept], single[kept]
+        if self._slices is None:
+            parts.append(self._terms(owners, lows, highs))
+        else:
+            alone = single & ((self._own_row[lows] >= 0) | self._feature.multi)
+            parts.append(self._terms(owners[alone], lows[alone], highs[alone]))
+            parts += self._sliced(owners[~alone], lows[~alone] + 1, highs[~alone] + 1, exact)
+        spelled = np.zeros(len(exact), bool)
+        for part in parts:
+            spelled[part.owners] = True
+        parts.append(_leaves(np.flatnonzero(~spelled), LEAF_NONE, 0))
+        return *_written(parts, len(exact)), exact & (not self._paper)
+
+    def _terms(self, owners: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> _Parts:
+        """Each term by itself; a lower bound has those with an own row only."""
+        if self._upper:
+            counts = highs - lows
+            ranks = places(lows, counts)
+        else:
+            first = lows - self._bloom_before[lows]
+            counts = highs - self._bloom_before[highs] - first
+            ranks = self._own_ranks[places(first, counts)]
+        rows = self._own_row[ranks]
+        kinds = np.where(rows >= 0, LEAF_OWN, LEAF_BLOOM)
+        return _leaves(np.repeat(owners, counts), kinds, np.where(rows >= 0, rows, self._feature.first_term + ranks))
+
+    def _sliced(self, owners: np.ndarray, first: np.ndarray, last: np.ndarray, exact: np.ndarray) -> list[_Parts]:
+        """Rank codes in first … last - 1, of which the smallest or largest of an item is known."""
+        assert self._slices is not None
+        (small, bits), (large, _) = self._slices
+        if not self._feature.multi:
+            equal = last == first + 1
+            row = np.full(int(equal.sum()), small)
+            return [
+                _leaves(owners[equal], LEAF_EQUAL, row, bits, first[equal]),
+                self._between(owners[~equal], first[~equal], last[~equal], small, large, bits),
+            ]
+        inner = (first > 1) & (last <= self._feature.num_terms)
+        exact[owners[inner]] = False
+        if self._upper:
+            return [self._between(owners, first, last, small, large, bits)]
+        return [
+            self._between(owners[~inner], first[~inner], last[~inner], small, large, bits),
+            *(self._between(owners[inner], first[inner], last[inner], row, row, bits) for row in (small, large)),
+        ]
+
+    def _between(
+        self, owners: np.ndarray, first: np.ndarray, last: np.ndarray, small: int, large: int, bits: int
+    ) -> _Parts:
+        ends = _quads(len(owners), LEAF_LESS, small, bits, last)
+        begins = _quads(len(owners), LEAF_LESS, large, bits, first)
+        return _Parts(owners, ends, begins, last <= self._feature.num_terms, np.ones(len(owners), bool))
+
+
+def _quads(count: int, kind: np.ndarray | int, a: np.ndarray | int, b: int, c: np.ndarray | int) -> np.ndarray:
+    quads = np.empty((count, 4), np.int64)
+    for column, values in enumerate((kind, a, b, c)):
+        quads[:, column] = values
+    return quads
+
+
+def _leaves(
+    owners: np.ndarray, kind: np.ndarray | int, a: np.ndarray | int, b: int = 0, c: np.ndarray | int = 0
+) -> _Parts:
+    quads, yes = _quads(len(owners), kind, a, b, c), np.ones(len(owners), bool)
+    return _Parts(owners, quads, quads, yes, ~yes)
+
+
+def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
+    """The OR of the parts of each of `count` sets, each of which has one."""
+    groups = [group for group in groups if len(group.owners)] or groups[:1]
+    owners = np.concatenate([group.owners for group in groups])
+    ends = np.concatenate([group.ends for group in groups])
+    begins = np.concatenate([group.begins for group in groups])
+    has_end = np.concatenate([group.has_end for group in groups])
+    has_begin = np.concatenate([group.has_begin for group in groups])
+    if len(groups) > 1:
+        order = np.argsort(owners, kind="stable")
+        owners, ends, begins = owners[order], ends[order], begins[order]
+        has_end, has_begin = has_end[order], has_begin[order]
+    ends, begins = ends[has_end], begins[has_begin]
+    ops = np.full((len(owners), 5 if len(begins) else 2), _SKIP, np.int32)
+    ops[has_end, 0] = np.arange(len(ends))
+    if len(begins):
+        ops[has_begin, 1] = np.arange(len(ends), len(ends) + len(begins))
+        ops[has_begin, 2] = OP_NOT
+        ops[has_end & has_begin, 3] = OP_AND
+    ops[1:, -1][owners[1:] == owners[:-1]] = OP_OR
+    used = ops != _SKIP
+    lengths = np.bincount(owners, used.sum(1), count).astype(np.int64)
+    return Ops(ops[used], lengths, len(ends) + len(begins)), np.concatenate([ends, begins])
