@@ -19,6 +19,7 @@ _HOMES = {
     "retrieve": "stcli.pipeline.retrieve",
     "bench": "stcli.pipeline.bench",
     "inspect": "stcli.pipeline.inspect",
+    "explain": "stcli.pipeline.explain",
     "open_artifact": "stcli.model.open",
     "Retriever": "stcli.model.retriever",
     "Results": "stcli.model.results",

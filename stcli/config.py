@@ -76,8 +76,11 @@ class BuildConfig:
     metric: str = "inner_product"
     clusters: int | None = None
     scale: str = "row"
+    preset: str | None = None
     bloom_fpr: float = 0.001
-    filter_bytes: int = 64
+    bloom_bits: int = 1024
+    bloom_hashes: int = 5
+    filter_bytes: int = 56
     embedding_version: str | None = None
     bad_rows: str = "fail"
     max_bad_fraction: float = 0.001
@@ -94,10 +97,17 @@ class BuildConfig:
         Raises:
             InputError: an option has no usable value.
         """
+        if self.preset is not None:
+            one_of("--preset", self.preset, ("silvertorch",))
+            self.scale = "global"
         one_of("--metric", self.metric, ("inner_product", "cosine"))
         one_of("--scale", self.scale, ("row", "global"))
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
+        if not 0 < self.bloom_fpr < 1:
+            raise InputError(f"--bloom-fpr {self.bloom_fpr}: expected a share above 0 and below 1, such as 0.001")
         at_least("--clusters", self.clusters, 1)
+        at_least("--seed", self.seed, 0)
+        at_least("--threads", self.threads, 1)
         at_least("--filter-bytes", self.filter_bytes, 1)
         fraction("--max-bad-fraction", self.max_bad_fraction)
 
@@ -119,6 +129,8 @@ class PackConfig:
             InputError: an option has no usable value.
         """
         one_of("--embedding-dtype", self.embedding_dtype, ("float16", "float32", "none"))
+        if self.embedding_dtype == "none" and self.embeddings is not None:
+            raise InputError("--embeddings names what --embedding-dtype none leaves out; give one of them")
 
 
 @dataclass
@@ -141,6 +153,7 @@ class RetrieveConfig:
     target_recall: float = 0.95
     calibration: str | None = None
     rescore: int | None = None
+    verify: str = "auto"
     min_score: float | None = None
     limit: int | None = None
     explode: bool = False
@@ -173,6 +186,7 @@ class RetrieveConfig:
         at_least("--limit", self.limit, 1)
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
         one_of("--score-dtype", self.score_dtype, ("float32", "float16", "none"))
+        one_of("--verify", self.verify, ("auto", "on", "off"))
         fraction("--max-bad-fraction", self.max_bad_fraction)
         if not 0 < self.target_recall <= 1:
             raise InputError(
@@ -217,6 +231,14 @@ class BenchConfig:
         at_least("--sample", self.sample, 1)
         at_least("--repeat", self.repeat, 1)
         at_least("--batch-size", self.batch_size, 1)
+        for probes in self.probes:
+            at_least("--probes", probes, 1)
+        if not 0 < self.target_recall <= 1:
+            raise InputError(
+                f"--target-recall {self.target_recall}: expected a share above 0 and up to 1, such as 0.95"
+            )
+        if self.min_recall is not None:
+            fraction("--min-recall", self.min_recall)
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import stcli
 
@@ -83,7 +84,9 @@ def make_items(rng: np.random.Generator) -> tuple[pa.Table, np.ndarray]:
             "price": pa.array(np.round(rng.uniform(0, 100, NUM_ITEMS), 1)),
             "year": pa.array(rng.integers(2000, 2012, NUM_ITEMS)),
             "in_stock": pa.array(rng.random(NUM_ITEMS) < 0.05),
-            "day": pa.array([datetime.date(2024, 1, 1) + datetime.timedelta(int(d)) for d in rng.integers(0, 90, NUM_ITEMS)]),
+            "day": pa.array(
+                [datetime.date(2024, 1, 1) + datetime.timedelta(int(d)) for d in rng.integers(0, 90, NUM_ITEMS)]
+            ),
         }
     )
     return table, embeddings
@@ -122,3 +125,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         embeddings,
         vectors,
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Small operations on two threads wait for each other; beside another busy process that costs milliseconds each."""
+    torch.set_num_threads(1)
+    torch.set_warn_always(True)  # else a test may pass because an earlier one has used up the warning

@@ -13,7 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from stcli import __version__
-from stcli.cli.commands import bench, build_index, inspect, pack_model, retrieve
+from stcli.cli.build import build_index, pack_model
+from stcli.cli.look import explain, inspect
+from stcli.cli.search import bench, retrieve
 from stcli.errors import StcliError
 
 HELP = """Filtered embedding retrieval over Parquet: each query with its own filter, on the CPU or a GPU.
@@ -24,6 +26,7 @@ HELP = """Filtered embedding retrieval over Parquet: each query with its own fil
   stcli retrieve    model.safetensors queries.parquet -o results
   stcli bench       model.safetensors queries.parquet -o report
   stcli inspect     ANY-OF-THESE
+  stcli explain     model.safetensors --filter TEXT
 """
 
 UsageError: type[typer.BadParameter] = typer.BadParameter.mro()[1]
@@ -37,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     suggest_commands=True,
 )
-for command in (build_index, pack_model, retrieve, bench, inspect):
+for command in (build_index, pack_model, retrieve, bench, inspect, explain):
     app.command(no_args_is_help=True)(command)
 
 
@@ -54,6 +57,9 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Terminated(SystemExit):
@@ -75,13 +81,10 @@ def run(arguments: list[str]) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
         result: Any = app(arguments, standalone_mode=False, prog_name="stcli")
-        return result if isinstance(result, int) else 0
     except StcliError as error:
         return _fail(str(error), error.exit_code, verbose)
-    except typer.Exit as error:
-        return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted; what was finished is kept, --resume goes on with it", 130, False)
+        result = INTERRUPTED
     except UsageError as error:
         error.show()
         return 2
@@ -94,6 +97,12 @@ def run(arguments: list[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'output'}: {error.strerror}", 1, verbose)
+    if result == INTERRUPTED:  # typer returns this number after Ctrl-C
+        kept = (
+            "what is finished is kept, --resume goes on with it" if "retrieve" in arguments else "nothing was written"
+        )
+        return _fail(f"interrupted; {kept}", INTERRUPTED, False)
+    return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int, trace: bool) -> int:

@@ -34,6 +34,8 @@ MemoryLimit = Annotated[
     ),
 ]
 Seed = Annotated[int, option("--seed", "Seed of every random choice; recorded in the output.")]
+IdColumn = Annotated[str, option("--id-column", "Column of ids, integer or string.")]
+EmbeddingColumn = Annotated[str, option("--embedding-column", "Column of embeddings, a list of floats.")]
 BadRows = Annotated[
     str,
     option("--bad-rows", "fail: stop at the first unusable row; quarantine: set them aside in OUT.rejected.parquet."),
@@ -100,12 +102,14 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read ({error}); expected a TOML file of options") from error
-    known = {str(parameter.name): parameter for parameter in context.command.params}
+    # By the option's name, since the parameter of --json is called something else.
+    known = {name.lstrip("-"): item.name for item in context.command.params for name in item.opts if name[:2] == "--"}
+    known = {key: name for key, name in known.items() if key not in ("config", "help")}
     for key, value in data.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            there = nearest(key, sorted(option.replace("_", "-") for option in known))
+        option = key.replace("_", "-")
+        if option not in known:
+            there = nearest(option, sorted(known))
             raise InputError(f"--config {path}: {key!r} is no option of {context.info_name}; {there}")
         joined = ",".join(map(str, value)) if isinstance(value, list) else value
-        context.default_map = {**(context.default_map or {}), name: joined}
+        context.default_map = {**(context.default_map or {}), known[option]: joined}
     return path

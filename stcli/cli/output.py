@@ -60,7 +60,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """A summary as (group, name, value) lines; the group is named on its first line only."""
     rows = []
     for key, value in summary.items():
-        if key in ("command", "warnings") or value is None or value == {}:
+        if key in ("command", "version", "options", "warnings") or value is None or value == {}:
             continue
         group = key.replace("_", " ")
         if not isinstance(value, Mapping):

@@ -11,7 +11,7 @@ import torch
 
 from stcli import __version__
 from stcli.config import BuildConfig, Progress
-from stcli.filters.layout import Layout, plan_layout
+from stcli.filters.layout import Layout, paper_layout, plan_layout
 from stcli.filters.vocabulary import Vocabulary
 from stcli.index import kmeans, write
 from stcli.index.ingest import Staged
@@ -21,7 +21,6 @@ from stcli.storage.index_dir import IndexWriter
 from stcli.types import BitMatrix, Postings, Quantized
 
 ASSIGN_ROWS = 1 << 14
-OWN_ROWS_LIMIT = 4096
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Build:
             "ids": "int64" if staged.ids.type == "int64" else "string",
             "lengths_differ": bool(staged.lengths_differ),
             "zero_vectors": staged.zero_vectors,
-            "nulls_in_lists": 0,
+            "nulls_in_lists": staged.dropped_values,
             "filter": describe_filter(matrix, vocabulary, layout, config),
             "columns": staged.columns.column_names if staged.columns is not None else [],
         }
@@ -112,7 +111,12 @@ class Build:
         return chosen
 
     def _matrix(self, vocabulary: Vocabulary, num_items: int) -> tuple[Layout, BitMatrix]:
-        layout = plan_layout(vocabulary, num_items, bloom_fpr=self.config.bloom_fpr, own_rows_limit=OWN_ROWS_LIMIT)
+        if self.config.preset == "silvertorch":
+            layout = paper_layout(vocabulary, self.config.bloom_bits, self.config.bloom_hashes)
+        else:
+            layout = plan_layout(
+                vocabulary, num_items, bloom_fpr=self.config.bloom_fpr, filter_bytes=self.config.filter_bytes
+            )
         folder = self.writer.folder
         values = (
             np.load(folder / "term_values.npy", mmap_mode="c")
@@ -144,7 +148,9 @@ def describe_filter(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, c
         "own_rows": matrix.own.shape[0],
         "bloom_rows": [int(widths.min()), int(widths.median()), int(widths.max())] if len(widths) else [0, 0, 0],
         "num_hashes": matrix.num_hashes,
-        "bloom_fpr": config.bloom_fpr,
+        "bloom_fpr": layout.plan.bloom_fpr,
+        "paper": layout.paper,
+        "fixed_width": layout.plan.fixed_width,
         "bytes_per_item": round(num_bytes / matrix.num_items, 3),
         "features": [
             {

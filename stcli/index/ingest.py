@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,13 @@ from stcli.storage.columns import (
     BadRows,
     embedding_type,
     feature_kind,
-    first_length,
     id_type,
     read_embeddings,
     read_feature,
     read_ids,
+    row_norms,
+    unit_rows,
+    usual_length,
 )
 from stcli.storage.ids import id_order, repeated
 from stcli.storage.parquet import Table
@@ -46,6 +50,7 @@ class Staged:
         columns: the kept columns as a memory-mapped Arrow table, or None.
         largest: largest absolute value in any embedding.
         zero_vectors: rows whose embedding is zero.
+        dropped_values: nulls inside lists and NaN in lists, which count as no value.
         lengths_differ: embedding norms are not all within 1 % of each other.
     """
 
@@ -56,6 +61,7 @@ class Staged:
     columns: pa.Table | None
     largest: float
     zero_vectors: int
+    dropped_values: int
     lengths_differ: bool
 
 
@@ -84,7 +90,8 @@ def feature_columns(table: Table, config: BuildConfig) -> list[str]:
     a filter name it (not with `small_features=False`).
     """
     taken = {config.id_column, config.embedding_column, *config.keep_columns, *(config.feature_columns or ())}
-    others = [field.name for field in table.schema if field.name not in taken and _can_be_feature(field)]
+    free = [field for field in table.schema if field.name not in taken and table.in_every_file(field.name)]
+    others = [field.name for field in free if _can_be_feature(field)]
     if config.feature_columns is None:
         return others
     named = list(dict.fromkeys(config.feature_columns))
@@ -92,6 +99,8 @@ def feature_columns(table: Table, config: BuildConfig) -> list[str]:
 
 
 def _can_be_feature(field: pa.Field) -> bool:
+    if re.fullmatch(r"__index_level_\d+__", field.name):  # the index of a pandas table, numbers of no meaning
+        return False
     try:
         feature_kind(field.type, field.name)
     except InputError:
@@ -124,7 +133,7 @@ def check_schema(table: Table, config: BuildConfig) -> ItemSchema:
     dtype, dim = embedding_type(table.column_type(config.embedding_column, "--embedding-column"), where)
     if dim is None:
         for _, batch in table.batches([config.embedding_column], 1024):
-            dim = first_length(batch.column(0))
+            dim = usual_length(batch.column(0))
             if dim is not None:
                 break
     if not dim:
@@ -159,14 +168,14 @@ def ingest(
             bad = BadRows.none(batch.num_rows)
             batch_ids = read_ids(batch.column(config.id_column), bad)
             vectors = read_embeddings(batch.column(config.embedding_column), schema.dim, schema.dtype, bad)
-            quarantine.take(row, bad, batch_ids)
+            quarantine.take(row, bad, batch.column(config.id_column))
             if bad.bad.any():
                 good = pa.array(~bad.bad)
                 batch, batch_ids, vectors = batch.filter(good), batch_ids.filter(good), vectors[~bad.bad]
-            lengths = _norms(vectors)
+            lengths = row_norms(vectors)
             zeros += int((lengths == 0).sum())
             if config.metric == "cosine":
-                vectors = (vectors / np.where(lengths == 0, 1, lengths)[:, None]).astype(np.float32)
+                vectors = unit_rows(vectors)
             elif len(lengths):
                 norms = np.array([min(norms[0], lengths.min()), max(norms[1], lengths.max())])
             largest = max(largest, float(vectors.max(initial=0)), -float(vectors.min(initial=0)))
@@ -175,7 +184,8 @@ def ingest(
                 {
                     name: read_feature(batch.column(name), kind, is_list, f"{table.name}: column {name!r}")
                     for name, (kind, is_list) in schema.features.items()
-                }
+                },
+                batch.num_rows,
             )
             kept.add(batch)
             ids.append(batch_ids)
@@ -192,13 +202,9 @@ def ingest(
         columns=kept.finish(),
         largest=largest,
         zero_vectors=zeros,
+        dropped_values=collector.dropped,
         lengths_differ=config.metric != "cosine" and norms[1] > 1.01 * norms[0],
     )
-
-
-def _norms(vectors: np.ndarray) -> np.ndarray:
-    wide = vectors.astype(np.float32, copy=False)
-    return np.sqrt(np.einsum("ij,ij->i", wide, wide))
 
 
 def _without_repeats(ids: pa.Array, table: Table, quarantine: Quarantine) -> np.ndarray:
@@ -217,19 +223,23 @@ def _table_row(place: int, rejected: np.ndarray) -> int:
     return row
 
 
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """Without dictionaries: an Arrow file holds one dictionary a column, each Parquet row group has its own."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 class _ColumnFile:
     """The kept columns as an Arrow file that can be mapped."""
 
-    def __init__(self, folder: Path, schema: pa.Schema, names: object) -> None:
-        self._names = list(names)  # type: ignore[call-overload]
+    def __init__(self, folder: Path, schema: pa.Schema, names: Sequence[str]) -> None:
+        self._schema = pa.schema([(name, _plain(schema.field(name).type)) for name in names])
         self._path = folder / "columns.arrow"
-        self._writer = None
-        if self._names:
-            self._writer = pa.ipc.new_file(self._path, pa.schema([schema.field(name) for name in self._names]))
+        self._writer = pa.ipc.new_file(self._path, self._schema) if len(self._schema) else None
 
     def add(self, batch: pa.RecordBatch) -> None:
         if self._writer is not None:
-            self._writer.write_batch(batch.select(self._names))
+            columns = [batch.column(field.name).cast(field.type) for field in self._schema]
+            self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
 
     def finish(self) -> pa.Table | None:
         if self._writer is None:

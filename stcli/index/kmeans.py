@@ -81,6 +81,11 @@ def train(
 def assign(rows: Quantized, centroids: Quantized, *, backend: str = "auto") -> torch.Tensor:
     """The nearest centre of each row by Euclidean distance; int64 [R], ties to the smaller number."""
     squares = centroids.codes.to(torch.int32).square().sum(1).float()
+    # A power of two brings the scales near 1: their products then neither vanish nor overflow, whatever the unit of the
+    # embeddings, and nothing else changes.
+    unit = 2.0 ** -int(torch.frexp(centroids.scales.max()).exponent)
+    rows = Quantized(rows.codes, rows.scales * unit)
+    centroids = Quantized(centroids.codes, centroids.scales * unit)
     half_norms = squares * centroids.scales * centroids.scales / 2
     return assign_clusters(rows, centroids, half_norms, backend=backend)
 

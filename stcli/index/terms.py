@@ -41,18 +41,18 @@ class TermCollector:
     def __init__(self, kinds: dict[str, str], folder: Path) -> None:
         self.kinds = dict(sorted(kinds.items()))
         self._path = folder / "terms.bin"
-        self._file = self._path.open("wb")
         self._known = {
             name: _Known(pa.array([], STORED_TYPE[kind]), np.zeros(0, np.int32)) for name, kind in self.kinds.items()
         }
         self._pending: dict[str, list[FeatureValues]] = {name: [] for name in self.kinds}
-        self._pending_values = 0
+        self._pending_values = self._pending_rows = 0
         self._lengths: list[np.ndarray] = []
         self._num_ids = 0
         self.dropped = 0
 
-    def add(self, batch: dict[str, FeatureValues]) -> None:
+    def add(self, batch: dict[str, FeatureValues], rows: int) -> None:
         """Add the features of a batch of rows (every feature, the same rows)."""
+        self._pending_rows += rows
         for name, values in batch.items():
             self._pending[name].append(values)
             self._pending_values += len(values.values)
@@ -61,23 +61,24 @@ class TermCollector:
             self._flush()
 
     def _flush(self) -> None:
+        if not self._pending_rows:
+            return
         codes, lengths = [], []
         for name, pending in self._pending.items():
-            if not pending:
-                return
             lengths.append(np.concatenate([item.lengths for item in pending]))
             codes.append(self._encode(name, pa.chunked_array([item.values for item in pending])))
             self._known[name].multi |= bool(lengths[-1].max(initial=0) > 1)
             pending.clear()
-        total = np.sum(lengths, axis=0)
-        starts = np.concatenate(([0], np.cumsum(total)[:-1])) if len(total) else np.zeros(0, np.int64)
+        total = np.sum([np.zeros(self._pending_rows, np.int64), *lengths], axis=0)
+        starts = np.concatenate(([0], np.cumsum(total)[:-1]))
         merged = np.empty(int(total.sum()), np.int32)
         for code, length in zip(codes, lengths, strict=True):
             merged[ragged_places(starts, length)] = code
             starts = starts + length
-        self._file.write(merged.data)
+        with self._path.open("ab") as file:
+            file.write(merged.data)
         self._lengths.append(total.astype(np.int32))
-        self._pending_values = 0
+        self._pending_values = self._pending_rows = 0
 
     def _encode(self, name: str, values: pa.ChunkedArray) -> np.ndarray:
         encoded = pc.dictionary_encode(values)
@@ -104,7 +105,6 @@ class TermCollector:
     def finish(self) -> CollectedTerms:
         """Sort the values; the collector is used up."""
         self._flush()
-        self._file.close()
         final_ids = np.zeros(self._num_ids, np.int32)
         features = []
         first = 0

@@ -86,11 +86,7 @@ def write_terms(writer: IndexWriter, terms: CollectedTerms, order: RowOrder) -> 
             total += len(values)
             counts += np.bincount(values, minlength=len(counts))
             chunk_sizes.append(len(values))
-            owner = np.repeat(np.arange(len(lengths)), lengths)
-            pairs = (
-                np.unique(owner * len(firsts) + np.searchsorted(firsts, values, "right") - 1) if len(values) else values
-            )
-            present += np.bincount(pairs % max(len(firsts), 1), minlength=len(firsts))[: len(firsts)]
+            present += _items_of_features(values, lengths, firsts)
     stored = writer.create("term_values", np.int32, (total,))
     with path.open("rb") as file:
         place = 0
@@ -107,6 +103,16 @@ def write_terms(writer: IndexWriter, terms: CollectedTerms, order: RowOrder) -> 
         else:
             writer.write(f"vocabulary_{number:03d}", feature.values)
     return Vocabulary(terms.features, counts, present)
+
+
+def _items_of_features(values: np.ndarray, lengths: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """Items that have a value of each feature: terms ascend within an item, so its features stand in runs."""
+    feature = np.searchsorted(firsts, values, "right") - 1
+    begins = np.ones(len(values), bool)
+    begins[1:] = feature[1:] != feature[:-1]
+    starts = np.cumsum(lengths) - lengths
+    begins[starts[lengths > 0]] = True
+    return np.bincount(feature[begins], minlength=len(firsts))
 
 
 def write_matrix(writer: IndexWriter, matrix: BitMatrix, layout: Layout) -> None:

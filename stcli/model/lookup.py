@@ -26,7 +26,7 @@ class IdLookup:
 
     @cached_property
     def _values(self) -> torch.Tensor:
-        return torch.from_numpy(np.array(self.ids.ids.to_numpy(), copy=None))
+        return torch.utils.dlpack.from_dlpack(self.ids.ids)
 
     @cached_property
     def _table(self) -> torch.Tensor:

@@ -26,8 +26,9 @@ BAND_EDGES = (0.005, 0.02, 0.10)
 DEFAULT_PROBED_SHARE = 1 / 16
 """Clusters probed without a calibration."""
 
-SPARSE_ROW_COST = 5.0
-"""Scoring one admitted row picked by its bit, in units of a row scored in a full tile."""
+SPARSE_ROW_COST = 12.0
+"""Scoring one admitted row picked by its bit, in units of a row scored in a full tile: 12.8 ns against 1.0 ns
+(1 M x 128, 10,000 filtered queries, 2 cores of AMD EPYC Zen 4)."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class SearchOptions:
         exact: prove that the results are the best k of all eligible items.
         calibration: clusters to probe in each band, or None for the default share.
         allowed: int64 [W] words, the only items that any query may get, or None for all.
+        verify: check candidates by their exact terms; without it, ineligible items may be returned.
     """
 
     k: int
@@ -109,6 +111,7 @@ class SearchOptions:
     exact: bool = False
     calibration: Calibration | None = None
     allowed: torch.Tensor | None = None
+    verify: bool = True
 
 
 def default_candidates(k: int) -> int:

@@ -44,8 +44,7 @@ class Results:
     def item_ids(self) -> list[Any]:
         """B arrays of item ids (int64, or str objects), best first, valid entries only."""
         flat, offsets = self.flat_ids()
-        values = flat.to_numpy(zero_copy_only=False)
-        return np.split(values, offsets[1:-1])
+        return np.split(flat.to_numpy(zero_copy_only=False), offsets[1:])[:-1]
 
     @cached_property
     def scores(self) -> list[np.ndarray]:

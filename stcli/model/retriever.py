@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from stcli.storage.ids import ItemIds
 from stcli.types import BitMatrix, Clusters, Embeddings, Postings, Quantized, SearchIndex
 
 WORDS_BYTES = 512 << 20
-"""Bytes that the admitted words of one tile of queries may take."""
+"""Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
 
 TILE_QUERIES = 8192
 
@@ -48,6 +49,7 @@ class Retriever(nn.Module):
         manifest, arrays = artifact.manifest, artifact.arrays
         self.manifest: dict[str, Any] = manifest
         self.backend = backend
+        self.words_bytes = WORDS_BYTES
         for name in _BUFFERS:
             if name in arrays:
                 self.register_buffer(name, torch.from_numpy(arrays[name]), persistent=False)
@@ -128,7 +130,7 @@ class Retriever(nn.Module):
         exclude: Sequence[Sequence[Any] | None] | None = None,
         probes: int | None = None,
         exact: bool = False,
-        target_recall: float | None = None,
+        target_recall: float | None = 0.95,
         calibration: Calibration | None = None,
         candidates: int | None = None,
     ) -> Results:
@@ -141,7 +143,8 @@ class Retriever(nn.Module):
             exclude: for each query, item ids that it must not get (or None).
             probes: clusters to look at, for every query; default: planned for each query.
             exact: give the true best k of all eligible items by the packed embeddings.
-            target_recall: recall to reach; without a `calibration`, one is measured on these queries.
+            target_recall: recall to reach in every band of the pass rate; without a `calibration`, one is measured on
+                these queries, and bands of 256 queries or fewer are answered exactly. None: a fixed share of clusters.
             calibration: measured before, by `stcli.model.calibrate`.
             candidates: K0, candidates re-scored from the packed embeddings.
 
@@ -188,6 +191,8 @@ class Retriever(nn.Module):
         Raises:
             InputError: another shape, or a value that is not finite.
         """
+        if isinstance(queries, np.ndarray):
+            queries = np.require(queries, requirements="W")  # torch warns of arrays that it could write to by mistake
         vectors = torch.as_tensor(queries).float().contiguous()
         if vectors.dim() != 2 or vectors.shape[1] != self.query_dim:
             raise InputError(
@@ -216,7 +221,7 @@ class Retriever(nn.Module):
 
     @property
     def _filters_at_once(self) -> int:
-        return max(WORDS_BYTES // (8 * ((self.num_items + 63) // 64)), 64)
+        return max(self.words_bytes // (8 * ((self.num_items + 63) // 64)), 64)
 
     def _search_tile(
         self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions, excluded: Excluded | None
@@ -237,17 +242,24 @@ class Retriever(nn.Module):
             allowed: int64 [W] words, the only items that any query may get, or None.
 
         Returns:
-            Words int64 [F, W] (None if nothing is filtered) and the line of each query, int64 [B], -1 for every item.
+            Words int64 [F, W] (None if nothing is filtered), good until the next call, and the line of each query,
+            int64 [B], -1 for every item.
         """
-        words = None
+        words = self._words[: filters.num_filters + 1]
         if filters.program is not None:
-            words = filter_match(self.matrix, filters.program, backend=self.backend)
+            filter_match(self.matrix, filters.program, out=words[:-1], backend=self.backend)
         line_of_query = filters.filter_of_query
         if allowed is None:
-            return words, line_of_query
-        allowed = allowed.to(self.device)[None]
-        words = allowed if words is None else torch.cat([words & allowed, allowed])
+            return (words[:-1] if filters.program is not None else None), line_of_query
+        words[-1] = allowed
+        words[:-1] &= words[-1]
         return words, torch.where(line_of_query >= 0, line_of_query, len(words) - 1)
+
+    @cached_property
+    def _words(self) -> torch.Tensor:
+        """Where the words of a tile are written: the pages of a fresh tensor cost more than filling them."""
+        lines = min(self._filters_at_once, TILE_QUERIES) + 1
+        return torch.empty(lines, (self.num_items + 63) // 64, dtype=torch.int64, device=self.device)
 
     def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
         """Queries for the cosine metric have length 1; others are left alone."""

@@ -87,7 +87,7 @@ class Search:
         self.unverified = tile.filters.filter_of_query
         if tile.filters.program is not None:
             exact = tile.filters.program.exact[self.unverified.clamp(min=0)]
-            self.unverified = torch.where(exact, -1, self.unverified)
+            self.unverified = torch.where(exact | (not options.verify), -1, self.unverified)
         self.admitted = torch.full_like(self.line_of_query, model.num_items)
         if self.words is not None:
             counted = count_bits(self.words)[self.line_of_query.clamp(min=0)]
@@ -140,7 +140,8 @@ class Search:
             probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=self.backend)
             found = search_clusters(queries, self.index, probes, self.words, lines, **common)
             work[which] += clusters.offsets.diff()[probes].sum(1)
-        full, bound = found.rows[:, -1] >= 0, found.scores[:, -1]
+        # With a slot for every item there is no more to find, though all slots are taken.
+        full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         eligible = self._verify(found, which)
         candidates = torch.where(eligible, found.rows, PAD_ROW)
         if self.embeddings is None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from stcli import __version__
 from stcli.config import BuildConfig, Progress, no_progress
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
@@ -43,13 +45,14 @@ def build_index(
     config = BuildConfig(**options)
     config.check()
     path = Path(output)
-    atomic.check_output(path, config.overwrite)
+    inputs = [items] if isinstance(items, str | Path) else list(items)
+    atomic.check_output(path, config.overwrite, inputs=inputs)
     device = choose_device(config.device)
     limit_threads(config.threads)
     limit_arrow(config.memory_limit)
     start = time.perf_counter()
     table = open_table(
-        items, [config.id_column, config.embedding_column, *(config.feature_columns or ()), *config.keep_columns]
+        inputs, [config.id_column, config.embedding_column, *(config.feature_columns or ()), *config.keep_columns]
     )
     schema = check_schema(table, config)
     if config.embedding_version is None:
@@ -67,12 +70,14 @@ def build_index(
             del staged, build
         sealing = time.perf_counter()
         manifest = writer.finish({**body, "input": table.fingerprint(), "rejected": len(quarantine)})
+        rejected = quarantine.write(path)
         timings["seal"] = time.perf_counter() - sealing
-    rejected = quarantine.write(path)
     timings["total"] = time.perf_counter() - start
     return {
         "command": "build-index",
-        "inputs": {"items": [str(item) for item in ([items] if isinstance(items, str | Path) else items)]},
+        "version": __version__,
+        "options": asdict(config),
+        "inputs": {"items": [str(item) for item in inputs]},
         "counts": {key: manifest[key] for key in ("num_items", "dim", "num_clusters", "zero_vectors", "rejected")},
         "filter": {key: value for key, value in manifest["filter"].items() if key != "features"},
         "cluster_sizes": manifest["cluster_sizes"],

@@ -44,10 +44,14 @@ class ItemLists:
         if kind.is_string != model.ids.is_string:
             raise InputError(f"{table.name}: column {column!r} holds {kind.name} ids, the artifact has the other kind")
         self.fingerprints[option] = table.fingerprint()
-        ids = [
-            read_ids(batch.column(0), BadRows.none(batch.num_rows)) for _, batch in table.batches([column], BATCH_ROWS)
-        ]
+        ids = [_usable_ids(batch.column(0)) for _, batch in table.batches([column], BATCH_ROWS)]
         words, unknown = words_of(model, pa.concat_arrays(ids) if ids else pa.array([], pa.int64()))
         if unknown:
             self.warnings.append(f"{option}: {unknown} of {table.num_rows} ids are no items of the index")
         return words
+
+
+def _usable_ids(column: pa.Array) -> pa.Array:
+    """The ids without nulls and numbers that no item can have."""
+    bad = BadRows.none(len(column))
+    return read_ids(column, bad).filter(pa.array(~bad.bad))

@@ -148,3 +148,8 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
         )
         for number, point in enumerate(points)
     ]
+
+
+def number_or_none(value: float) -> float | None:
+    """A number for JSON, which knows no NaN."""
+    return None if np.isnan(value) else float(value)

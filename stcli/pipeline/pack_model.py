@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from stcli import __version__
 from stcli.config import PackConfig, Progress, no_progress
-from stcli.ops.exponents import half_rows
+from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.wide import join_by_id
 from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
@@ -52,7 +53,8 @@ def pack_model(
     config = PackConfig(**options)
     config.check()
     path = Path(output)
-    atomic.check_output(path, config.overwrite)
+    inputs = [index, *([config.embeddings] if config.embeddings else [])]
+    atomic.check_output(path, config.overwrite, directory=False, inputs=inputs)
     start = time.perf_counter()
     opened = open_index(Path(index))
     manifest, arrays = opened.manifest, dict(opened.arrays)
@@ -78,6 +80,8 @@ def pack_model(
     }
     return {
         "command": "pack-model",
+        "version": __version__,
+        "options": asdict(config),
         "inputs": {"index": str(index), "embeddings": config.embeddings},
         "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
         "bytes": _grouped(sizes),
@@ -88,22 +92,28 @@ def pack_model(
 
 
 def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict[str, np.ndarray | LazyArray]:
+    """`embedding_values`, converted while they are written, and for float16 their `embedding_exponents`."""
     if dtype == "none":
         return {}
     shape = (int(source.shape[0]), int(source.shape[1]))
+    exponents = None
+    if dtype == "float16":
+        exponents = np.concatenate([row_exponents(rows).numpy() for _, rows in _chunks(source)])
 
-    def pieces(convert: Any) -> Iterator[np.ndarray]:
-        for start in range(0, shape[0], CHUNK_ROWS):
-            yield convert(torch.from_numpy(np.array(source[start : start + CHUNK_ROWS]))).numpy()
-            progress("pack", min(start + CHUNK_ROWS, shape[0]), shape[0], "items")
+    def pieces() -> Iterator[np.ndarray]:
+        for part, rows in _chunks(source):
+            packed = rows.float() if exponents is None else half_rows(rows, torch.from_numpy(exponents[part]))
+            yield packed.numpy()
+            progress("pack", min(part.stop, shape[0]), shape[0], "items")
 
-    if dtype == "float32":
-        return {"embedding_values": LazyArray(np.dtype(np.float32), shape, pieces(lambda rows: rows.float()))}
-    exponents = np.concatenate(list(pieces(lambda rows: half_rows(rows)[1])))
-    return {
-        "embedding_values": LazyArray(np.dtype(np.float16), shape, pieces(lambda rows: half_rows(rows)[0])),
-        "embedding_exponents": exponents,
-    }
+    values = LazyArray(np.dtype(dtype), shape, pieces())
+    return {"embedding_values": values} | ({"embedding_exponents": exponents} if exponents is not None else {})
+
+
+def _chunks(source: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:
+    for start in range(0, len(source), CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        yield part, torch.from_numpy(np.array(source[part]))
 
 
 def _error_bounds(
@@ -111,24 +121,31 @@ def _error_bounds(
 ) -> dict[str, np.ndarray]:
     """`errors` and `norms` of the int8 rows against the packed embeddings, see `SearchIndex`.
 
-    Both are rounded up by more than the float32 error of computing them and of a re-scored dot
-    product, (D + 16) units in the last place, so that a bound made from them is safe.
+    Both are taken in units of the row's scale, where nothing overflows or vanishes, and rounded up by more than the
+    float32 error of computing them and of a re-scored dot product, (D + 16) units in the last place, so that a bound
+    made from them is safe.
     """
     num_items, dim = source.shape
     slack = (pad_dim(dim) + 16) * FLOAT32_ULP
+    exponents = packed.get("embedding_exponents")
     errors, norms = np.empty(num_items, np.float32), np.empty(num_items, np.float32)
-    for start in range(0, num_items, CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        rows = torch.from_numpy(np.array(source[part]))
-        if packed["embedding_values"].dtype == np.float16:
-            halves, exponents = half_rows(rows)
-            rows = torch.ldexp(halves.float(), exponents[:, None].int())
-        approximate = (
-            torch.from_numpy(np.array(codes[part, :dim])).float() * torch.from_numpy(np.array(scales[part]))[:, None]
-        )
-        norms[part] = approximate.norm(dim=1).numpy() * (1 + slack)
-        errors[part] = (rows.float() - approximate).norm(dim=1).numpy() * (1 + slack) + norms[part] * slack
+    for part, rows in _chunks(source):
+        kept = rows.float()
+        if exponents is not None:
+            powers = torch.from_numpy(exponents[part])
+            kept = half_rows(rows, powers).float() * powers_of_two(powers)[:, None]
+        factors = torch.from_numpy(np.array(scales[part]))
+        code = torch.from_numpy(np.array(codes[part, :dim])).float()
+        size = code.norm(dim=1).double() * factors
+        error = (kept / factors[:, None] - code).norm(dim=1).double() * factors
+        norms[part] = _up(size * (1 + slack))
+        errors[part] = _up(error * (1 + slack) + size * slack)
     return {"errors": errors, "norms": norms}
+
+
+def _up(values: torch.Tensor) -> np.ndarray:
+    """The next float32 above each float64."""
+    return np.nextafter(values.numpy().astype(np.float32), np.float32(np.inf))
 
 
 def _grouped(sizes: dict[str, int]) -> dict[str, int]:

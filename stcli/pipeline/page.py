@@ -24,12 +24,14 @@ p { margin: 0.3rem 0; }
 .cards { grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); }
 .halves { grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)); }
 .thirds { grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
-.card { padding: 1rem 1.2rem; background: var(--card); border: 1px solid var(--line); border-radius: 0.6rem; min-width: 0; }
+.card { padding: 1rem 1.2rem; min-width: 0; background: var(--card); border: 1px solid var(--line);
+  border-radius: 0.6rem; }
 .figure { font-size: 1.9rem; font-weight: 650; line-height: 1.2; letter-spacing: -0.02em; }
 .figure small { font-size: 0.95rem; font-weight: 500; letter-spacing: 0; color: var(--muted); }
 .label { font-size: 0.82rem; color: var(--muted); }
 .checks { display: flex; flex-wrap: wrap; gap: 0.45rem; margin-top: 1rem; }
-.check { padding: 0.22rem 0.7rem; border-radius: 1rem; font-size: 0.82rem; color: var(--good); background: var(--good-soft); }
+.check { padding: 0.22rem 0.7rem; border-radius: 1rem; font-size: 0.82rem; color: var(--good);
+  background: var(--good-soft); }
 .check.no { color: var(--bad); background: var(--bad-soft); font-weight: 600; }
 svg { display: block; width: 100%; height: auto; font-family: inherit; }
 .scroll { overflow-x: auto; }
@@ -48,8 +50,9 @@ td .best { color: var(--accent); font-weight: 650; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.15rem 1rem; margin: 0; font-size: 0.85rem; }
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { margin: 0.4rem 0 0; padding: 0.7rem 0.9rem; border-radius: 0.4rem; background: var(--paper); border: 1px solid var(--line);
-  font: 0.82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+pre { margin: 0.4rem 0 0; padding: 0.7rem 0.9rem; background: var(--paper); border: 1px solid var(--line);
+  border-radius: 0.4rem; font: 0.82rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { body { max-width: none; padding: 0; } .card { break-inside: avoid; } }
 """
 
@@ -77,14 +80,15 @@ def figure(value: str, unit: str, label: str, note: str) -> str:
     """One number of the headline."""
     return (
         f'<div class="card"><div class="label">{escape(label)}</div>'
-        f'<div class="figure">{escape(value)} <small>{escape(unit)}</small></div><div class="note">{escape(note)}</div></div>'
+        f'<div class="figure">{escape(value)} <small>{escape(unit)}</small></div>'
+        f'<div class="note">{escape(note)}</div></div>'
     )
 
 
 def check(name: str, holds: bool, detail: str) -> str:
     """A pill that says whether something holds."""
     mark, kind = ("✓", "check") if holds else ("✗", "check no")
-    text = escape(name if holds else f"{name}: {detail}")
+    text = escape(name if holds else detail[:1].upper() + detail[1:])
     return f'<span class="{kind}" title="{escape(detail)}">{mark} {text}</span>'
 
 

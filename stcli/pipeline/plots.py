@@ -13,7 +13,7 @@ COLORS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#0
 SIZE = (5.2, 3.3)
 """Inches at 72 to the inch; the page scales the figure to its column."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "stcli",
     "font.size": 9,
@@ -48,8 +48,13 @@ def recall_against_throughput(report: Mapping[str, Any]) -> str:
     def draw(axes: Any) -> None:
         best = sorted((run["recall"]["mean"], run["queries_per_s"]["median"]) for run in runs if run["frontier"])
         axes.plot(*zip(*best, strict=True), color=COLORS["accent"], linewidth=1.6, alpha=0.55, zorder=2)
-        marks = {"probes": ("o", 26), "planned": ("*", 150), "exact": ("D", 36)}
-        for run in runs:
+        # Marker, its size, and where its label stands: planned and exact are often close, so one is up left, one down.
+        marks: dict[str, tuple[str, int, tuple[int, int], str]] = {
+            "probes": ("o", 26, (5, 5), "left"),
+            "planned": ("*", 150, (-7, 5), "right"),
+            "exact": ("D", 36, (6, -10), "left"),
+        }
+        for run in sorted(runs, key=lambda run: run["kind"] == "planned"):
             recall, speed = run["recall"], run["queries_per_s"]
             color = COLORS["second"] if run["kind"] == "planned" else COLORS["accent"]
             axes.errorbar(
@@ -58,15 +63,22 @@ def recall_against_throughput(report: Mapping[str, Any]) -> str:
                 yerr=[[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]],
                 color=color, linewidth=0.8, alpha=0.5, zorder=3,
             )  # fmt: skip
-            shape, size = marks[run["kind"]]
+            shape, size, offset, side = marks[run["kind"]]
             filled = color if run["frontier"] else "none"
             axes.scatter(
-                recall["mean"], speed["median"], size, filled, shape, edgecolors=color, linewidths=1.2, zorder=4
+                recall["mean"],
+                speed["median"],
+                s=size,
+                c=filled,
+                marker=shape,
+                edgecolors=color,
+                linewidths=1.2,
+                zorder=4,
             )
             label = str(run["probes"]) if run["kind"] == "probes" else run["name"]
             axes.annotate(
-                label, (recall["mean"], speed["median"]), (5, 5), textcoords="offset points", fontsize=8, zorder=5,
-                color=COLORS["second"] if run["kind"] == "planned" else COLORS["muted"],
+                label, (recall["mean"], speed["median"]), offset, textcoords="offset points", fontsize=8.5, ha=side,
+                zorder=5, color=COLORS["second"] if run["kind"] == "planned" else COLORS["muted"],
             )  # fmt: skip
         axes.axvline(report["options"]["target_recall"], color=COLORS["muted"], linewidth=0.9, linestyle=(0, (2, 3)))
         speeds = [run["queries_per_s"]["median"] for run in runs]
@@ -94,7 +106,7 @@ def recall_by_band(report: Mapping[str, Any]) -> str:
                 alpha=0.25,
                 solid_capstyle="round",
             )
-            axes.scatter(band["mean"], place, 42, COLORS["accent"], zorder=3)
+            axes.scatter(band["mean"], place, s=42, c=COLORS["accent"], zorder=3)
             axes.annotate(
                 f"{band['mean']:.3f}",
                 (band["mean"], place),
@@ -150,7 +162,9 @@ def _figure(draw: Any, title: str, size: tuple[float, float] = SIZE) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=size)
         draw(figure.add_subplot())
         buffer = io.StringIO()

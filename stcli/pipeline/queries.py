@@ -117,7 +117,8 @@ class QueryReader:
         if self.plan is not None:
             bound = {name: batch.column(name) for name in self.plan.template.placeholders}
             filters = BoundFilters(self.plan, bound, texts)
-        return QueryBatch(ids, bad, usable, torch.from_numpy(vectors), filters, self._excluded(batch))
+        tensor = torch.from_numpy(np.require(vectors, requirements="W"))  # Arrow's memory is read-only
+        return QueryBatch(ids, bad, usable, tensor, filters, self._excluded(batch))
 
     def _texts(self, batch: pa.RecordBatch, bad: BadRows) -> list[str | None]:
         if self.filter_column is None:

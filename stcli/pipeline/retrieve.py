@@ -31,10 +31,12 @@ from stcli.storage.results import ResultsWriter
 
 BATCH_ROWS = 8192
 CALIBRATION_SAMPLE = 8192
+PAPER_PROBES = 24
+"""Clusters that the SilverTorch paper probes in production (arXiv 2511.14881, section on evaluation)."""
 
 RESULT_OPTIONS = (
     "id_column", "embedding_column", "filter_column", "filter", "exclude_column", "columns", "item_columns", "k",
-    "probes", "exact", "target_recall", "rescore", "min_score", "limit", "explode", "explain", "score_dtype",
+    "probes", "exact", "target_recall", "rescore", "verify", "min_score", "limit", "explode", "explain", "score_dtype",
     "part_rows", "seed",
 )  # fmt: skip
 """Options that change the results; only these must be the same when a run is resumed."""
@@ -70,8 +72,9 @@ def retrieve(
     start = time.perf_counter()
     device = choose_device(config.device)
     limit_threads(config.threads)
-    limit_arrow(config.memory_limit)
+    limit = limit_arrow(config.memory_limit)
     opened = open_artifact(model, device=device, backend=config.backend)
+    opened.words_bytes = min(opened.words_bytes, limit // 4)
     reader = QueryReader(
         opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column
     )
@@ -87,6 +90,7 @@ def retrieve(
         "model": str(model),
         "queries": [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)],
     }
+    summary["version"], summary["options"] = __version__, asdict(config)
     summary["device"] = describe_device(device)
     summary["memory_bytes"] = memory.summary()
     summary["timings_s"]["total"] = round(time.perf_counter() - start, 3)
@@ -118,7 +122,14 @@ class Run:
         self.warnings: list[str] = list(self.lists.warnings)
         if config.k > self.model.num_items:
             self.warnings.append(f"--k {config.k} is more than the {self.model.num_items} items; every query is short")
-        self._rejected: list[tuple[int, str, str]] = []
+        self._rejected: list[tuple[int, str | None, str]] = []
+        self.paper = bool(self.model.manifest["filter"]["paper"])
+        self.verify = config.verify == "on" or (config.verify == "auto" and not self.paper)
+        self.probes = config.probes
+        if self.paper and self.probes is None and not config.exact:
+            self.probes = PAPER_PROBES
+        if not self.verify:
+            self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
 
     def go(self) -> dict[str, Any]:
         """Calibrate, answer every part that is not there yet, and publish."""
@@ -152,8 +163,10 @@ class Run:
             raise
         timings["search"] = round(timings["search"], 3)
         run = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "output": str(self.output), "timings_s": timings}
-        manifest = writer.finish({"tool_version": __version__, "counts": asdict(counts)}, self.num_parts, run)
         rejected = self.quarantine.write(self.output)
+        if writer.is_whole:
+            self.warnings.append(f"{self.output}: was whole already, from the same inputs and options")
+        manifest = writer.finish({"tool_version": __version__, "counts": asdict(counts)}, self.num_parts, run)
         self._warn_about(counts)
         speed = round(counts.queries / timings["search"], 1) if timings["search"] and not resumed else None
         return {
@@ -180,9 +193,10 @@ class Run:
             options=SearchOptions(
                 config.k,
                 config.rescore or default_candidates(config.k),
-                config.probes,
+                self.probes,
                 config.exact,
                 allowed=self.lists.allowed,
+                verify=self.verify,
             ),
             query_schema=self.table.schema,
             columns=config.columns,
@@ -243,7 +257,7 @@ class Run:
 
     def _calibration(self, given: Calibration | None, writer: ResultsWriter) -> Calibration | None:
         """The calibration given, or the one an interrupted run began with, or a new one on a sample of this run."""
-        if self.config.exact or self.config.probes is not None:
+        if self.config.exact or self.probes is not None:
             return None
         saved = writer.calibration()
         if saved is not None:

@@ -5,24 +5,44 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from stcli.errors import ExistsError, InputError, RunError
 
+OURS = ("manifest.json", "report.json")
+"""A directory that an output may replace holds one of these, or nothing."""
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse, before any work, an output that exists or whose folder does not.
+
+def check_output(path: Path, overwrite: bool, *, directory: bool = True, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse, before any work, an output that exists, whose folder does not, or that must not be replaced.
+
+    Args:
+        path: the output.
+        overwrite: replace it if it is there.
+        directory: the output is a directory, not a file.
+        inputs: what is read; an output may neither be one of them nor hold one.
 
     Raises:
         ExistsError: it is there and `overwrite` is False.
-        InputError: its parent folder is missing.
+        InputError: its folder is missing, or it is not an output of ours.
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: its folder {path.absolute().parent} does not exist; create it first")
-    if path.exists() and not overwrite:
+    if not path.exists():
+        return
+    if not overwrite:
         raise ExistsError(f"{path}: already exists; choose another -o or add --overwrite to replace it")
+    for source in inputs:
+        given = Path(str(source).removeprefix("file://")).resolve()
+        if path.resolve() in (given, *given.parents):
+            raise InputError(f"{path}: --overwrite would remove the input {source}; choose another -o")
+    if path.is_dir() != directory:
+        there, wanted = ("directory", "file") if path.is_dir() else ("file", "directory")
+        raise InputError(f"{path}: is a {there}, and the output is a {wanted}; choose another -o")
+    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
+        raise InputError(f"{path}: is a directory that stcli did not make; remove it yourself or choose another -o")
 
 
 def partial_path(path: Path) -> Path:
@@ -45,7 +65,7 @@ def new_directory(path: Path, overwrite: bool) -> Iterator[Path]:
 @contextmanager
 def new_file(path: Path, overwrite: bool) -> Iterator[Path]:
     """A file `OUT.partial` to write; renamed to `OUT` on success, removed on failure."""
-    check_output(path, overwrite)
+    check_output(path, overwrite, directory=False)
     partial = partial_path(path)
     remove(partial)
     with removed_on_failure(partial):
@@ -75,7 +95,12 @@ def publish(partial: Path, path: Path) -> None:
     remove(aside)
     if path.is_dir() and not path.is_symlink():
         os.rename(path, aside)
-    os.replace(partial, path)
+    try:
+        os.replace(partial, path)
+    except BaseException:
+        if aside.exists():
+            os.rename(aside, path)
+        raise
     sync(path.absolute().parent)
     remove(aside)
 

@@ -89,10 +89,11 @@ def embedding_type(kind: pa.DataType, where: str) -> tuple[np.dtype, int | None]
     return np.dtype(np.float16 if kind.value_type == pa.float16() else np.float32), dim
 
 
-def first_length(column: pa.Array) -> int | None:
-    """Length of the first list that is not null, or None."""
-    lengths = pc.list_value_length(column).drop_null()
-    return lengths[0].as_py() if len(lengths) else None
+def usual_length(column: pa.Array) -> int | None:
+    """Length of most lists that are neither null nor empty (a row that is wrong may be the first); None of none."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+    counts = np.bincount(lengths[lengths > 0])
+    return int(counts.argmax()) if len(counts) else None
 
 
 def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows) -> np.ndarray:
@@ -127,6 +128,18 @@ def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows) -
     bad.mark(np.any(np.isinf(result), axis=1), "embedding holds an infinite value")
     result[bad.bad] = 0
     return result
+
+
+def row_norms(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean norms, float64 [rows]: the square of a small or large float32 has no place in a float32."""
+    wide = vectors.astype(np.float64)
+    return np.sqrt(np.einsum("ij,ij->i", wide, wide))
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """The rows divided by their norms, float32 [rows, dim]; zero rows stay zero."""
+    norms = row_norms(vectors)
+    return (vectors / np.where(norms == 0, 1, norms)[:, None]).astype(np.float32)
 
 
 def _spread(mask: np.ndarray, places: np.ndarray) -> np.ndarray:

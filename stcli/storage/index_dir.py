@@ -28,6 +28,7 @@ class IndexWriter:
 
     def create(self, name: str, dtype: np.dtype | type, shape: tuple[int, ...]) -> np.ndarray:
         """A new array to fill in place."""
+        array: np.ndarray
         if np.prod(shape, dtype=np.int64):
             array = np.lib.format.open_memmap(self._path(name), "w+", np.dtype(dtype), shape)
             allocate(self._path(name))

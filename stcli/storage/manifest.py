@@ -53,7 +53,10 @@ def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != kind:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise FormatError(f"{where}: is {found!r}, expected {kind!r}")
-    major, minor = manifest.get("version", [0, 0])
+    version = manifest.get("version")
+    if not isinstance(version, list) or len(version) != 2 or not all(isinstance(part, int) for part in version):
+        raise FormatError(f"{where}: states no format version, so it was edited or damaged; make it again")
+    major, minor = version
     ours = VERSIONS[kind]
     if major != ours[0] or minor > ours[1]:
         raise FormatError(

@@ -18,10 +18,11 @@ FOOTER_BYTES = 8  # 4-byte footer length and the magic PAR1
 
 @dataclass(frozen=True)
 class TableFile:
-    """One Parquet file of a table: where it is, its rows, and the table row at which it starts."""
+    """One Parquet file of a table: where it is, its columns and rows, and the table row at which it starts."""
 
     filesystem: pafs.FileSystem
     path: str
+    schema: pa.Schema
     num_rows: int
     first_row: int
 
@@ -67,6 +68,12 @@ class Table:
             raise InputError(f"{self.name}: no column {column!r} ({option}); {nearest(column, self.schema.names)}")
         return self.schema.field(index).type
 
+    def in_every_file(self, column: str) -> bool:
+        """Whether every file has the column, with one type."""
+        found = [file.schema.get_field_index(column) for file in self.files]
+        types = {file.schema.field(place).type for file, place in zip(self.files, found, strict=True) if place >= 0}
+        return min(found) >= 0 and len(types) == 1
+
     def batches(
         self, columns: Sequence[str], batch_rows: int, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -106,6 +113,8 @@ def _file_batches(
             if low < high:
                 yield row + low, batch.slice(low, high - low)
             row += batch.num_rows
+            if row >= stop:
+                return
 
 
 def open_table(sources: str | Path | Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
@@ -134,7 +143,7 @@ def open_table(sources: str | Path | Sequence[str | Path], columns: Sequence[str
             file_schema, num_rows = _read_footer(filesystem, path)
             schema = file_schema if schema is None else schema
             _check_same_columns(schema, file_schema, path, columns)
-            files.append(TableFile(filesystem, path, num_rows, row))
+            files.append(TableFile(filesystem, path, file_schema, num_rows, row))
             row += num_rows
     if schema is None:
         raise InputError(f"{name}: no Parquet file found; expected *.parquet files that are not hidden")
@@ -166,7 +175,9 @@ def _list_files(source: str) -> list[tuple[pafs.FileSystem, str]]:
     if info.type == pafs.FileType.File:
         return [(filesystem, path)]
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    names = sorted(entry.path for entry in found if entry.type == pafs.FileType.File and entry.size > 0)
+    # Object stores mark folders by empty files; an empty *.parquet is a table cut short, and fails when it is opened.
+    files = [entry for entry in found if entry.type == pafs.FileType.File and (entry.size or entry.extension)]
+    names = sorted(entry.path for entry in files)
     visible = [item for item in names if not _is_hidden(item[len(path) :])]
     return [(filesystem, item) for item in visible]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stcli.errors import InputError
+from stcli.storage import atomic
 from stcli.storage.columns import BadRows
 from stcli.storage.parquet import Table
 
@@ -34,17 +34,17 @@ class Quarantine:
     def __init__(self, table: Table, mode: str, max_fraction: float) -> None:
         self._table, self._mode, self._max = table, mode, max_fraction
         self.rows: list[int] = []
-        self._ids: list[str] = []
+        self._ids: list[str | None] = []
         self._reasons: list[str] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def entries(self, start: int = 0) -> list[tuple[int, str, str]]:
+    def entries(self, start: int = 0) -> list[tuple[int, str | None, str]]:
         """(row, id, reason) of the bad rows noted, from the `start`-th on."""
         return list(zip(self.rows[start:], self._ids[start:], self._reasons[start:], strict=True))
 
-    def restore(self, entries: Iterable[tuple[int, str, str]]) -> None:
+    def restore(self, entries: Iterable[tuple[int, str | None, str]]) -> None:
         """Take over the rows that were rejected before an interruption, unless they are noted already."""
         known = set(self.rows)
         for row, row_id, reason in entries:
@@ -68,7 +68,7 @@ class Quarantine:
                 "mend it, or use --bad-rows quarantine to set such rows aside"
             )
         self.rows.append(row)
-        self._ids.append(str(row_id))
+        self._ids.append(None if row_id is None else str(row_id))
         self._reasons.append(reason)
         if len(self.rows) > self._max * max(self._table.num_rows, 1):
             raise InputError(
@@ -82,12 +82,8 @@ class Quarantine:
         if not self.rows:
             path.unlink(missing_ok=True)
             return None
-        order = np.argsort(self.rows, kind="stable")
-        columns = [
-            pa.array(np.asarray(values, dtype=object)[order].tolist())
-            for values in (self.rows, self._ids, self._reasons)
-        ]
-        temporary = path.with_name(path.name + ".tmp")
-        pq.write_table(pa.table(columns, schema=SCHEMA), temporary)
-        os.replace(temporary, path)
+        order = pa.array(np.argsort(self.rows, kind="stable"))
+        table = pa.table([self.rows, self._ids, self._reasons], schema=SCHEMA).take(order)
+        with atomic.new_file(path, overwrite=True) as partial:
+            pq.write_table(table, partial)
         return path

@@ -1,7 +1,8 @@
 """The results directory: Parquet parts of a fixed range of query rows, and a manifest, written last. See FORMAT.md.
 
 While a run is going on, everything stands in `OUT.partial/`; each part is renamed into place when
-it is whole, so a part that exists is finished work.
+it is whole, so a part that exists is finished work. A run may be killed between any two steps, the last ones too:
+what the results depend on stands in `identity.json` until the manifest, which repeats it, is whole.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ class ResultsWriter:
     def __init__(self, output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
         self.output, self.folder = output, atomic.partial_path(output)
         self._identity = dict(identity)
-        if not (resume and self.folder.is_dir()):
+        before = self._found() if resume else None
+        if before is None:
             atomic.check_output(output, overwrite)
-            if self.folder.exists() and not overwrite:
+            if self.folder.exists() and not (overwrite or resume):
                 raise ExistsError(
                     f"{self.folder}: an interrupted run is there; "
                     "add --resume to go on with it, or --overwrite to start again"
@@ -57,17 +59,35 @@ class ResultsWriter:
             self.folder.mkdir()
             atomic.write_text(self.folder / IDENTITY, canonical(self._identity))
             return
-        before = read_json(self.folder / IDENTITY, "interrupted run")
         changed = sorted(
             key for key in self._identity.keys() | before.keys() if self._identity.get(key) != before.get(key)
         )
         if changed:
             key = changed[0]
             raise InputError(
-                f"{self.folder}: {', '.join(changed)} changed since the run was interrupted ({key} was "
+                f"{self.folder}: {', '.join(changed)} changed since that run ({key} was "
                 f"{_short(before.get(key))}, is {_short(self._identity.get(key))}); "
                 "give the same inputs and options, or --overwrite to start again"
             )
+
+    def _found(self) -> Any | None:
+        """What the results of an earlier run depend on; None if it did not get so far as to write that down.
+
+        Sets `folder` to the output if the earlier run is whole already, and there is nothing left to do.
+        """
+        if not self.folder.is_dir() and (self.output / MANIFEST).is_file():
+            self.folder = self.output
+            return open_results(self.output)["identity"]
+        if (self.folder / IDENTITY).exists():
+            return read_json(self.folder / IDENTITY, "interrupted run")
+        if (self.folder / MANIFEST).exists():
+            return open_results(self.folder)["identity"]
+        return None
+
+    @property
+    def is_whole(self) -> bool:
+        """An earlier run has finished; there is nothing to do."""
+        return self.folder == self.output
 
     def has_part(self, number: int) -> bool:
         """The part is finished."""
@@ -75,8 +95,11 @@ class ResultsWriter:
 
     def calibration(self) -> Any | None:
         """The calibration of the interrupted run, if it got that far."""
-        path = self.folder / CALIBRATION
-        return read_json(path, "interrupted run") if path.exists() else None
+        if (self.folder / CALIBRATION).exists():
+            return read_json(self.folder / CALIBRATION, "interrupted run")
+        if (self.folder / MANIFEST).exists():
+            return open_results(self.folder)["calibration"]
+        return None
 
     def save_calibration(self, data: Any) -> None:
         """Keep the calibration, before the first part."""
@@ -108,6 +131,8 @@ class ResultsWriter:
 
     def finish(self, body: Mapping[str, Any], num_parts: int, run: Mapping[str, Any]) -> dict[str, Any]:
         """Write the manifest and give the directory its name."""
+        if self.is_whole:
+            return open_results(self.output)
         parts = []
         for number in range(num_parts):
             path = self.folder / part_name(number)
@@ -115,10 +140,10 @@ class ResultsWriter:
         manifest = sealed(
             RESULTS, {**body, "identity": self._identity, "calibration": self.calibration(), "parts": parts}
         )
-        for name in (IDENTITY, CALIBRATION):
-            (self.folder / name).unlink(missing_ok=True)
         atomic.write_text(self.folder / "run.json", canonical(dict(run)))
         atomic.write_text(self.folder / MANIFEST, canonical(manifest))
+        for name in (IDENTITY, CALIBRATION):
+            (self.folder / name).unlink(missing_ok=True)
         atomic.publish(self.folder, self.output)
         return manifest
 
@@ -145,8 +170,12 @@ def open_results(path: Path) -> dict[str, Any]:
     manifest = check_sealed(RESULTS, read_json(path / MANIFEST, "results directory"), path / MANIFEST)
     for part in manifest["parts"]:
         file = path / part["name"]
-        if not file.exists() or pq.read_metadata(file).num_rows != part["rows"]:
-            raise FormatError(f"{file}: missing or not {part['rows']} rows long; retrieve again")
+        try:
+            rows = pq.read_metadata(file).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise FormatError(f"{file}: missing or no whole Parquet file; retrieve again") from error
+        if rows != part["rows"]:
+            raise FormatError(f"{file}: has {rows} rows, the manifest says {part['rows']}; retrieve again")
     return manifest
 
 

@@ -133,20 +133,24 @@ def read_safetensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     size = path.stat().st_size
     mapped = np.memmap(path, np.uint8, "c")
     arrays = {}
+    end = start
     for name, entry in header.items():
         try:
             dtype, shape = NUMPY_DTYPES[entry["dtype"]], tuple(entry["shape"])
             low, high = (start + int(offset) for offset in entry["data_offsets"])
-            if high > size or high - low != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+            if low < start or high > size or high - low != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
                 raise FormatError(
                     f"{path}: tensor {name!r} ends at byte {high}, the file has {size}; "
                     "it is truncated or damaged, copy or pack it again"
                 )
             arrays[name] = np.ndarray(shape, dtype, mapped, low)
+            end = max(end, high)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(
                 f"{path}: the header entry of tensor {name!r} is damaged ({error}); pack it again"
             ) from error
+    if end != size:
+        raise FormatError(f"{path}: its tensors end at byte {end}, the file has {size}; copy or pack it again")
     return metadata["stcli"], arrays
 
 

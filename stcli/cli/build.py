@@ -1,0 +1,166 @@
+"""`build-index` and `pack-model`: from a table to an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stcli.cli import options as opt
+from stcli.cli.load import load
+from stcli.cli.output import Output
+
+
+def build_index(
+    items: Annotated[list[str], typer.Argument(help="Parquet file, files, directory or URI.", show_default=False)],
+    output: opt.Output,
+    id_column: opt.IdColumn = "item_id",
+    embedding_column: opt.EmbeddingColumn = "embedding",
+    feature_columns: Annotated[
+        str | None,
+        opt.option(
+            "--feature-columns", "Columns to filter on, comma-separated. [default: all that can be]", show_default=False
+        ),
+    ] = None,
+    small_features: Annotated[
+        bool,
+        typer.Option(
+            help="Also index unnamed scalar columns with at most 256 distinct values; they cost a few bits an item."
+        ),
+    ] = True,
+    keep_columns: Annotated[
+        str | None,
+        opt.option("--keep-columns", "Columns that retrieve can put beside each result.", show_default=False),
+    ] = None,
+    metric: Annotated[str, opt.option("--metric", "inner_product or cosine.")] = "inner_product",
+    clusters: Annotated[
+        int | None,
+        opt.option(
+            "--clusters",
+            "k-means clusters. [default: the power of two nearest 4 * sqrt(items)]",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    scale: Annotated[str, opt.option("--scale", "Int8 scale: one per row, or global (the paper's form).")] = "row",
+    preset: Annotated[
+        str | None,
+        opt.option(
+            "--preset",
+            "silvertorch: the paper's form, every term on --bloom-bits Bloom rows and one global scale; unverified.",
+            show_default=False,
+        ),
+    ] = None,
+    bloom_bits: Annotated[
+        int, opt.option("--bloom-bits", "With --preset silvertorch: Bloom rows (512 to 2048).")
+    ] = 1024,
+    bloom_hashes: Annotated[int, opt.option("--bloom-hashes", "With --preset silvertorch: Bloom rows of a term.")] = 5,
+    filter_bytes: Annotated[
+        int, opt.option("--filter-bytes", "Bytes an item that the bit matrix may take.", min=1)
+    ] = 56,
+    bloom_fpr: Annotated[
+        float,
+        opt.option("--bloom-fpr", "Share of items without a term that its Bloom rows let through (above 0, below 1)."),
+    ] = 0.001,
+    embedding_version: opt.EmbeddingVersion = None,
+    bad_rows: opt.BadRows = "fail",
+    max_bad_fraction: opt.MaxBadFraction = 0.001,
+    memory_limit: opt.MemoryLimit = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    backend: opt.Backend = "auto",
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
+    config: opt.Config = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Build an index directory from a Parquet item table.
+
+    The index holds k-means clusters, int8 codes with a scale per row, the bit matrix of the filter,
+    the exact terms and the embeddings.
+
+    \b
+    Examples:
+      stcli build-index items.parquet -o items.index
+      stcli build-index items/ -o items.index --feature-columns country,tags --keep-columns title
+      stcli build-index s3://bucket/items -o items.index --metric cosine --memory-limit 8GB
+    """  # noqa: D301
+    out = Output(as_json, quiet, no_progress)
+    summary = load("build_index", threads)(
+        items,
+        output,
+        progress=out.progress,
+        id_column=id_column,
+        embedding_column=embedding_column,
+        feature_columns=None if feature_columns is None else opt.split(feature_columns),
+        small_features=small_features,
+        keep_columns=opt.split(keep_columns),
+        metric=metric,
+        clusters=clusters,
+        scale=scale,
+        preset=preset,
+        bloom_bits=bloom_bits,
+        bloom_hashes=bloom_hashes,
+        filter_bytes=filter_bytes,
+        bloom_fpr=bloom_fpr,
+        embedding_version=embedding_version,
+        bad_rows=bad_rows,
+        max_bad_fraction=max_bad_fraction,
+        memory_limit=memory_limit,
+        seed=seed,
+        device=device,
+        backend=backend,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    out.summary(summary)
+
+
+def pack_model(
+    index: Annotated[Path, typer.Argument(help="Directory made by build-index.", show_default=False)],
+    output: opt.Output,
+    embedding_dtype: Annotated[
+        str, opt.option("--embedding-dtype", "float16, float32 or none: the embeddings that re-score the candidates.")
+    ] = "float16",
+    embeddings: Annotated[
+        str | None,
+        opt.option(
+            "--embeddings",
+            "Second, wider Parquet table of item embeddings, joined by id; its first dimensions search the index.",
+            show_default=False,
+        ),
+    ] = None,
+    id_column: opt.IdColumn = "item_id",
+    embedding_column: opt.EmbeddingColumn = "embedding",
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
+    config: opt.Config = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Pack an index and its embeddings into one model artifact.
+
+    The artifact is one safetensors file: it opens by mapping, in well under a second whatever its size.
+
+    \b
+    Examples:
+      stcli pack-model items.index -o model.safetensors
+      stcli pack-model items.index -o model.safetensors --embedding-dtype float32
+    """  # noqa: D301
+    out = Output(as_json, quiet, no_progress)
+    summary = load("pack_model", None)(
+        index,
+        output,
+        progress=out.progress,
+        embedding_dtype=embedding_dtype,
+        embeddings=embeddings,
+        id_column=id_column,
+        embedding_column=embedding_column,
+        overwrite=overwrite,
+    )
+    out.summary(summary)

@@ -1,0 +1,239 @@
+"""`retrieve` and `bench`: an artifact at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stcli.cli import options as opt
+from stcli.cli.load import load
+from stcli.cli.output import Output
+
+
+def retrieve(
+    model: Annotated[Path, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
+    queries: Annotated[list[str], typer.Argument(help="Parquet file, files, directory or URI.", show_default=False)],
+    output: opt.Output,
+    k: Annotated[int, opt.option("--k", "Results a query.", min=1)] = 100,
+    id_column: opt.IdColumn = "query_id",
+    embedding_column: opt.EmbeddingColumn = "embedding",
+    filter_column: opt.FilterColumn = None,
+    filter: Annotated[
+        str | None,
+        opt.option(
+            "--filter",
+            "One filter for all queries; $name stands for the value of that query column. ANDed with --filter-column.",
+            show_default=False,
+        ),
+    ] = None,
+    exclude_column: Annotated[
+        str | None,
+        opt.option("--exclude-column", "Query column with a list of item ids it must not get.", show_default=False),
+    ] = None,
+    exclude_items: Annotated[
+        str | None, opt.option("--exclude-items", "Parquet table of items that no query gets.", show_default=False)
+    ] = None,
+    only_items: Annotated[
+        str | None,
+        opt.option("--only-items", "Parquet table of the only items that any query gets.", show_default=False),
+    ] = None,
+    item_id_column: Annotated[
+        str, opt.option("--item-id-column", "Id column of --exclude-items and --only-items.")
+    ] = "item_id",
+    target_recall: opt.TargetRecall = 0.95,
+    probes: opt.Probes = None,
+    exact: Annotated[
+        bool,
+        opt.option("--exact", "Look at every cluster and prove that the results are the best of all eligible items."),
+    ] = False,
+    calibration: Annotated[
+        str | None,
+        opt.option("--calibration", "Reuse a calibration.json or manifest.json of an earlier run.", show_default=False),
+    ] = None,
+    rescore: Annotated[
+        int | None,
+        opt.option(
+            "--rescore",
+            "Candidates re-scored from the packed embeddings. [default: the larger of k + 32 and 1.3 k]",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None, opt.option("--columns", "Query columns copied to the output, comma-separated.", show_default=False)
+    ] = None,
+    item_columns: Annotated[
+        str | None, opt.option("--item-columns", "Kept item columns given for each result.", show_default=False)
+    ] = None,
+    explain: Annotated[
+        bool, opt.option("--explain", "Add how each query was searched: route, probes, admitted, items_scored.")
+    ] = False,
+    explode: Annotated[bool, opt.option("--explode", "One row for each result instead of one for each query.")] = False,
+    verify: Annotated[
+        str,
+        opt.option(
+            "--verify",
+            "on: check candidates by their exact terms; off: ineligible ones may appear; "
+            "auto: on, but off for the paper's preset.",
+        ),
+    ] = "auto",
+    min_score: Annotated[
+        float | None, opt.option("--min-score", "Leave out results below this score.", show_default=False)
+    ] = None,
+    score_dtype: Annotated[str, opt.option("--score-dtype", "float32, float16 or none.")] = "float32",
+    limit: Annotated[
+        int | None, opt.option("--limit", "Answer only the first rows.", min=1, show_default=False)
+    ] = None,
+    embedding_version: opt.EmbeddingVersion = None,
+    bad_rows: opt.BadRows = "fail",
+    max_bad_fraction: opt.MaxBadFraction = 0.001,
+    batch_size: Annotated[
+        int | None, opt.option("--batch-size", "Queries searched at once. [default: 8192]", min=1, show_default=False)
+    ] = None,
+    part_rows: Annotated[
+        int, opt.option("--part-rows", "Query rows of one output file, the unit of --resume.", min=1)
+    ] = 65_536,
+    memory_limit: opt.MemoryLimit = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    backend: opt.Backend = "auto",
+    threads: opt.Threads = None,
+    resume: Annotated[
+        bool, opt.option("--resume", "Go on with an interrupted run; refused if inputs or options changed.")
+    ] = False,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
+    config: opt.Config = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Answer a Parquet table of queries.
+
+    Each query has its own filter, a text such as  category = 'book' AND NOT lang IN ('de', 'fr').
+    Every result satisfies it; fewer than k come back only when fewer items do. The output is a
+    directory of Parquet files: the query id, item_id and score lists, best first, and a status.
+
+    \b
+    Examples:
+      stcli retrieve model.safetensors queries.parquet -o results --k 100 --filter-column filter
+      stcli retrieve model.safetensors queries.parquet -o exact --exact
+      stcli retrieve model.safetensors queries.parquet -o r --filter "lang IN $langs AND price <= $budget"
+      stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
+    """  # noqa: D301
+    out = Output(as_json, quiet, no_progress)
+    summary = load("retrieve", threads)(
+        model,
+        queries,
+        output,
+        progress=out.progress,
+        k=k,
+        id_column=id_column,
+        embedding_column=embedding_column,
+        filter_column=filter_column,
+        filter=filter,
+        exclude_column=exclude_column,
+        exclude_items=exclude_items,
+        only_items=only_items,
+        item_id_column=item_id_column,
+        target_recall=target_recall,
+        probes=probes,
+        exact=exact,
+        calibration=calibration,
+        rescore=rescore,
+        columns=opt.split(columns),
+        item_columns=opt.split(item_columns),
+        explain=explain,
+        explode=explode,
+        verify=verify,
+        min_score=min_score,
+        score_dtype=score_dtype,
+        limit=limit,
+        embedding_version=embedding_version,
+        bad_rows=bad_rows,
+        max_bad_fraction=max_bad_fraction,
+        batch_size=batch_size,
+        part_rows=part_rows,
+        memory_limit=memory_limit,
+        seed=seed,
+        device=device,
+        backend=backend,
+        threads=threads,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    out.summary(summary)
+
+
+def bench(
+    model: Annotated[Path, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
+    queries: Annotated[list[str], typer.Argument(help="Parquet file, files, directory or URI.", show_default=False)],
+    output: opt.Output,
+    k: Annotated[int, opt.option("--k", "Results a query.", min=1)] = 100,
+    id_column: opt.IdColumn = "query_id",
+    embedding_column: opt.EmbeddingColumn = "embedding",
+    filter_column: opt.FilterColumn = None,
+    sample: Annotated[int, opt.option("--sample", "Queries to measure with, drawn by the seed.", min=1)] = 1000,
+    repeat: Annotated[
+        int, opt.option("--repeat", "Measured repetitions of each setting, after one warm-up.", min=1)
+    ] = 5,
+    target_recall: opt.TargetRecall = 0.95,
+    min_recall: Annotated[
+        float | None,
+        opt.option("--min-recall", "Exit with 3 if the default setting's recall is below.", show_default=False),
+    ] = None,
+    items: Annotated[
+        str | None,
+        opt.option(
+            "--items", "Item table: recall against its embeddings instead of the packed ones.", show_default=False
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        opt.option("--batch-size", "Queries of one batch. [default: all of the sample]", min=1, show_default=False),
+    ] = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    backend: opt.Backend = "auto",
+    threads: opt.Threads = None,
+    overwrite: opt.Overwrite = False,
+    as_json: opt.AsJson = False,
+    config: opt.Config = None,
+    quiet: opt.Quiet = False,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+) -> None:
+    """Measure recall, throughput, latency and memory on a sample of your queries.
+
+    Writes report.json and a page, report.html. Recall is against exact float32 search under the exact filter.
+
+    \b
+    Examples:
+      stcli bench model.safetensors queries.parquet -o report --filter-column filter
+      stcli bench model.safetensors queries.parquet -o report --k 10 --min-recall 0.95
+    """  # noqa: D301
+    out = Output(as_json, quiet, no_progress)
+    summary = load("bench", threads)(
+        model,
+        queries,
+        output,
+        progress=out.progress,
+        k=k,
+        id_column=id_column,
+        embedding_column=embedding_column,
+        filter_column=filter_column,
+        sample=sample,
+        repeat=repeat,
+        target_recall=target_recall,
+        min_recall=min_recall,
+        items=items,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        backend=backend,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    out.summary(summary)

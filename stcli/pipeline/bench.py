@@ -1,0 +1,305 @@
+"""`bench`: recall, throughput, latency and memory of an artifact, measured on a sample of the user's own queries.
+
+The order of a run: calibrate as `retrieve` would; search every setting once, which warms up and gives the results that
+recall is taken from; time the settings in turns; time batch sizes and operations; and only then compute the truth, so
+that its memory is not counted as ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stcli.config import BenchConfig, Progress, no_progress
+from stcli.errors import InputError, ThresholdError
+from stcli.filters.exact import Tile, Truth, exact_search
+from stcli.model.calibrate import calibrate
+from stcli.model.open import open_artifact
+from stcli.model.planner import Calibration, SearchOptions, default_candidates
+from stcli.model.retriever import Retriever
+from stcli.pipeline import record
+from stcli.pipeline.clock import forget_plans, run_batches, stage_seconds
+from stcli.pipeline.device import choose_device, limit_threads
+from stcli.pipeline.machine import LoadWatch
+from stcli.pipeline.memory import MemoryWatch, private_bytes
+from stcli.pipeline.metrics import number_or_none, percentiles
+from stcli.pipeline.originals import open_originals, original_tiles
+from stcli.pipeline.queries import QueryReader, sample_queries
+from stcli.pipeline.record import ORIGINAL, PACKED, Arm, Measurements
+from stcli.pipeline.report import write_report
+from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES, _check_version
+from stcli.pipeline.sample import Sample, draw_sample
+from stcli.storage import atomic
+from stcli.storage.parquet import Table, open_table
+
+LATENCY_BATCHES = (1, 16, 256)
+"""Batch sizes timed beside the one asked for."""
+
+ENOUGH_BATCHES = 100
+LATENCY_SECONDS = 5.0
+"""A batch size is timed until it has so many batches, or took so long."""
+
+STAGE_REPEATS = 3
+FILTERS_AT_ONCE = 64
+ARM_SECONDS = 60.0
+"""A setting that has taken so long is not repeated further; the report says how often it ran."""
+
+
+def bench(
+    model: str | Path,
+    queries: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure an artifact on a sample of queries and write a report directory.
+
+    Args:
+        model: artifact made by `pack_model`.
+        queries: Parquet file, files, directory or URI.
+        output: the directory to create, with `report.json` and `report.html`.
+        progress: see `stcli.config.Progress`.
+        options: fields of `stcli.config.BenchConfig`.
+
+    Returns:
+        Summary: recall, queries a second, latency, memory, timings in seconds, warnings.
+
+    Raises:
+        InputError: an option or a table cannot be used; nothing was written.
+        FormatError: `model` is no whole artifact.
+        ExistsError: `output` is there and `overwrite` is not set.
+        ThresholdError: recall is below `min_recall`; the report is written.
+    """
+    config = BenchConfig(**options)
+    config.check()
+    path = Path(output)
+    given = [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)]
+    atomic.check_output(path, config.overwrite, inputs=[model, *given, *([config.items] if config.items else [])])
+    start = time.perf_counter()
+    device = choose_device(config.device)
+    limit_threads(config.threads)
+    opened = open_artifact(model, device=device, backend=config.backend)
+    found = Bench(opened, given, config, progress).go()
+    body = record.assemble(found)
+    body["inputs"] |= {"model": str(model), "queries": given}
+    body["command"] = record.command_line(str(model), given, str(output), config)
+    body["recommended"] = record.recommend(body["runs"], str(model), given, config)
+    body["timings_s"]["total"] = round(time.perf_counter() - start, 3)
+    with atomic.new_directory(path, config.overwrite) as partial:
+        written = write_report(partial, body)
+    summary = record.summarize(written, path)
+    reached = body["runs"][0]["recall"]["mean"]
+    if config.min_recall is not None and reached is not None and reached < config.min_recall:
+        raise ThresholdError(
+            f"recall@{found.k} is {reached:.4f}, below --min-recall {config.min_recall:g}; the report is in {path}"
+        )
+    return summary
+
+
+class Bench:
+    """One benchmark of an opened model.
+
+    Args:
+        model: the packed model.
+        queries: sources of the query table.
+        config: options.
+        progress: see `stcli.config.Progress`.
+    """
+
+    def __init__(self, model: Retriever, queries: Sequence[str], config: BenchConfig, progress: Progress) -> None:
+        self.model, self.config, self.progress = model, config, progress
+        self.k = min(config.k, model.num_items)
+        self.paper = bool(model.manifest["filter"]["paper"])
+        self.reader = QueryReader(model, config.id_column, config.embedding_column, config.filter_column)
+        self.table = open_table(list(queries), self.reader.columns)
+        self.reader.check(self.table)
+        _check_version(self.table, None, model)
+        self.originals: Table | None = None
+        if config.items is not None:
+            self.originals = open_originals(config.items, config.item_id_column, config.item_embedding_column, model)
+        elif model.embeddings is None:
+            raise InputError(
+                "the artifact holds no embeddings to compute the truth from; name the item table with --items"
+            )
+        self.timings: dict[str, float] = {}
+
+    def go(self) -> Measurements:
+        """Measure everything."""
+        sample = draw_sample(self.reader, self.table, self.config.sample, self.config.seed)
+        with self._timed("calibrate"):
+            calibration = self._calibrate()
+        size = min(self.config.batch_size or len(sample.filters), len(sample.filters))
+        arms = self._arms(calibration)
+        before = private_bytes()
+        with MemoryWatch() as watch:
+            with self._timed("measure"):
+                self._warm_up(arms, sample, size)
+                self._measure(arms, sample, size)
+            with self._timed("latency"):
+                latency = self._latency(arms[0], sample, size)
+                stages = self._stages(arms[0], sample, size)
+        memory = {"before": before, **watch.summary(), **_device_memory(self.model.device)}
+        with self._timed("truth"):
+            truths = self._truths(arms, sample)
+            hidden = self._hidden(sample, list(truths.values())[-1])
+        return Measurements(
+            model=self.model,
+            config=self.config,
+            k=self.k,
+            sample=sample,
+            table=self.table.fingerprint(),
+            calibration=calibration,
+            calibrated_on=min(self.table.num_rows, CALIBRATION_SAMPLE),
+            batch_size=size,
+            arms=arms,
+            latency=latency,
+            stages=stages,
+            memory=memory,
+            truths=truths,
+            hidden=hidden,
+            timings=self.timings,
+        )
+
+    def _timed(self, stage: str) -> _Stage:
+        return _Stage(stage, self.timings)
+
+    def _calibrate(self) -> Calibration | None:
+        """Calibrate on the queries that `retrieve` would take, so that the planned setting is the one it would use."""
+        config, count = self.config, self.table.num_rows
+        if self.paper:
+            return None
+        drawn = sample_queries(self.reader, self.table, count, CALIBRATION_SAMPLE, config.seed)
+        return calibrate(
+            self.model, drawn.vectors, drawn.filters, self.k, config.target_recall, seed=config.seed, total=count
+        )
+
+    def _arms(self, calibration: Calibration | None) -> list[Arm]:
+        """The planned setting, a sweep of fixed probes, the exact setting; verified unless in the paper's form."""
+        clusters = self.model.num_clusters
+        # Fewer probes than give 2 k items would only measure how often a search is widened.
+        least = min(max(clusters / 256, 2 * self.k * clusters / self.model.num_items), clusters)
+        powers = [1 << shift for shift in range(clusters.bit_length()) if 1 << shift >= least]
+        sweep = sorted({min(probes, clusters) for probes in self.config.probes or [*powers, clusters]})
+        base = SearchOptions(self.k, default_candidates(self.k), verify=not self.paper)
+        planned = replace(base, calibration=calibration, probes=PAPER_PROBES if self.paper else None)
+        return [
+            Arm("planned", "planned", planned),
+            *(Arm(f"{probes} probes", "probes", replace(base, probes=probes)) for probes in sweep),
+            Arm("exact", "exact", replace(base, exact=True)),
+        ]
+
+    def _warm_up(self, arms: Sequence[Arm], sample: Sample, size: int) -> None:
+        for number, arm in enumerate(arms):
+            arm.results, _ = run_batches(self.model, sample.vectors, sample.filters, arm.options, size)
+            self.progress("warm up", number + 1, len(arms), "settings")
+
+    def _measure(self, arms: Sequence[Arm], sample: Sample, size: int) -> None:
+        """Time every setting `repeat` times, in turns, so that a slow moment of the machine hits all alike."""
+        repeat = self.config.repeat
+        for turn in range(repeat):
+            for number in range(len(arms)):
+                arm = arms[(number + turn) % len(arms)]
+                self.progress("measure", turn * len(arms) + number, repeat * len(arms), "runs")
+                if sum(arm.seconds) > ARM_SECONDS:
+                    continue
+                forget_plans(self.model)
+                with LoadWatch() as load:
+                    results, seconds = run_batches(self.model, sample.vectors, sample.filters, arm.options, size)
+                arm.seconds.append(sum(seconds))
+                arm.batch_seconds += seconds[: len(sample.filters) // size]
+                arm.other_cores.append(load.other_cores)
+                arm.differs += not torch.equal(results.rows, arm.found.rows)
+        self.progress("measure", repeat * len(arms), repeat * len(arms), "runs")
+
+    def _latency(self, arm: Arm, sample: Sample, size: int) -> list[dict[str, Any]]:
+        """Latency and throughput of the planned setting in batches of several sizes; full batches only."""
+        found = []
+        for batch in sorted({*(number for number in LATENCY_BATCHES if number < size), size}):
+            with LoadWatch() as load:
+                seconds = list(arm.batch_seconds) if batch == size else []
+                place = len(sample.filters)
+                while len(seconds) < ENOUGH_BATCHES and sum(seconds) < LATENCY_SECONDS:
+                    if place + batch > len(sample.filters):
+                        forget_plans(self.model)
+                        place = 0
+                    part = slice(place, place + batch)
+                    _, spent = run_batches(self.model, sample.vectors[part], sample.filters[part], arm.options, batch)
+                    seconds += spent
+                    place += batch
+            found.append(
+                {
+                    "batch_size": batch,
+                    "batches": len(seconds),
+                    "ms": percentiles([1000 * value for value in seconds]),
+                    "queries_per_s": batch * len(seconds) / sum(seconds),
+                    "other_cores": number_or_none(load.other_cores),
+                }
+            )
+            self.progress("latency", batch, size, "queries")
+        return found
+
+    def _stages(self, arm: Arm, sample: Sample, size: int) -> dict[str, float]:
+        """Median seconds of each operation over the sample, in the default setting."""
+        runs = []
+        for _ in range(STAGE_REPEATS):
+            forget_plans(self.model)
+            with stage_seconds(self.model) as spent:
+                run_batches(self.model, sample.vectors, sample.filters, arm.options, size)
+            runs.append(spent)
+        names = sorted({name for spent in runs for name in spent})
+        return {name: float(np.median([spent.get(name, 0.0) for spent in runs])) for name in names}
+
+    def _truths(self, arms: Sequence[Arm], sample: Sample) -> dict[str, Truth]:
+        """The truth over the packed embeddings if there are any, then over the originals if they were given."""
+        asked = np.concatenate([arm.found.rows.numpy() for arm in arms], 1)
+        vectors, config = sample.vectors.to(self.model.device), self.config
+
+        def search(tiles: Iterable[Tile] | None) -> Truth:
+            return exact_search(
+                self.model, vectors, sample.filters, self.k, tiles=tiles, asked=asked,
+                done=lambda items: self.progress("truth", items, self.model.num_items, "items"),
+            )  # fmt: skip
+
+        truths = {}
+        if self.model.embeddings is not None:
+            truths[PACKED] = search(None)
+        if self.originals is not None:
+            truths[ORIGINAL] = search(
+                original_tiles(self.originals, config.item_id_column, config.item_embedding_column, self.model)
+            )
+        return truths
+
+    def _hidden(self, sample: Sample, truth: Truth) -> int:
+        """Queries with a true best item that the bit matrix does not admit."""
+        model, hidden = self.model, 0
+        for start in range(0, len(sample.filters), FILTERS_AT_ONCE):
+            part = slice(start, start + FILTERS_AT_ONCE)
+            words, line = model.admit(model.planner.batch(sample.filters[part]).to(model.device))
+            if words is None:
+                continue
+            rows = torch.from_numpy(truth.rows[part]).to(model.device)
+            bits = words[line.clamp(min=0)].gather(1, rows.clamp(min=0) >> 6) >> (rows & 63) & 1
+            hidden += int(((bits == 0) & (rows >= 0) & (line >= 0)[:, None]).any(1).sum())
+        return hidden
+
+
+class _Stage:
+    def __init__(self, name: str, timings: dict[str, float]) -> None:
+        self._name, self._timings = name, timings
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._timings[self._name] = round(time.perf_counter() - self._start, 3)
+
+
+def _device_memory(device: torch.device) -> dict[str, int]:
+    return {"peak_device": torch.cuda.max_memory_allocated(device)} if device.type == "cuda" else {}

@@ -1,0 +1,102 @@
+"""`explain`: what becomes of one filter, and what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stcli.errors import InputError
+from stcli.filters.bounds import Rows
+from stcli.filters.exact import TermRows
+from stcli.filters.parse import parse
+from stcli.filters.program import FilterPlan, row_program
+from stcli.filters.source import GivenFilters
+from stcli.filters.tree import to_text
+from stcli.model.open import open_artifact
+from stcli.model.retriever import Retriever
+from stcli.ops.count_bits import count_bits
+from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
+
+LEAVES_SHOWN = 24
+
+
+def explain(model: str | Path, filter: str) -> dict[str, Any]:
+    """Explain a filter on an artifact.
+
+    Args:
+        model: artifact made by `pack_model`.
+        filter: its text.
+
+    Returns:
+        The canonical text, the row program, the rows it reads, whether it is exact, how many items the bit matrix
+        admits and how many are eligible, and the measured share of ineligible items that it admits.
+
+    Raises:
+        FilterError: it does not parse or names something unknown.
+        InputError: it is empty.
+    """
+    opened = open_artifact(model)
+    tree = parse(filter)
+    plan = opened.planner.plan(filter)
+    if tree is None or plan is None:
+        raise InputError("--filter: is empty; expected a condition such as  category = 'book'")
+    words, _ = opened.admit(GivenFilters(opened.planner, [filter]).batch(0, 1))
+    assert words is not None
+    admitted = int(count_bits(words)[0])
+    eligible = int(TermRows(opened.terms, np.arange(opened.num_items)).eligible(plan).sum())
+    ineligible = opened.num_items - eligible
+    return {
+        "command": "explain",
+        "filter": to_text(tree),
+        "plan": show_rows(plan.rows, opened),
+        "rows_read": rows_read(plan, opened),
+        "exact": plan.exact,
+        "verified": not plan.exact,
+        "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible},
+        "false_positives": (admitted - eligible) / ineligible if ineligible else 0.0,
+        "unknown_values": plan.unknown_values,
+    }
+
+
+def rows_read(plan: FilterPlan, model: Retriever) -> int:
+    """Rows of the bit matrix that the program reads, each distinct leaf once."""
+    program = row_program([plan])
+    sizes = {LEAF_OWN: 1, LEAF_BLOOM: int(model.manifest["filter"]["num_hashes"])}
+    leaves = program.leaves[torch.unique(program.ops[program.ops >= 0]).long()]
+    return sum(sizes.get(kind, bits if kind in (LEAF_LESS, LEAF_EQUAL) else 0) for kind, _, bits, _ in leaves.tolist())
+
+
+def show_rows(expression: Rows, model: Retriever) -> str:
+    """A row expression for people, with the names of features and values."""
+    if expression[0] == "leaf":
+        return _show_leaf(expression[1:], model)
+    if expression[0] == "not":
+        return f"NOT {show_rows(expression[1], model)}"
+    parts = [show_rows(part, model) for part in expression[1 : LEAVES_SHOWN + 1]]
+    parts += [f"... {len(expression) - 1 - LEAVES_SHOWN} more"] if len(expression) - 1 > LEAVES_SHOWN else []
+    return "(" + f" {expression[0].upper()} ".join(parts) + ")"
+
+
+def _show_leaf(leaf: tuple[int, int, int, int], model: Retriever) -> str:
+    kind, first, _, code = leaf
+    if kind in (LEAF_ALL, LEAF_NONE):
+        return "everything" if kind == LEAF_ALL else "nothing"
+    if kind == LEAF_BLOOM:
+        return f"bloom[{model.planner.vocabulary.describe(first)}]"
+    layout = model.planner.layout
+    for feature in model.planner.vocabulary.features:
+        place = layout.features[feature.name]
+        if kind == LEAF_OWN and place.presence_row == first:
+            return f"row[{feature.name} has a value]"
+        if kind != LEAF_OWN and place.slices is not None and first in (place.slices[0][0], place.slices[1][0]):
+            side = "" if not feature.multi else "largest " if first == place.slices[1][0] else "smallest "
+            if kind == LEAF_LESS and code == 1:
+                return f"slices[{feature.name} has no value]"
+            value = feature.value(min(code - 1, feature.num_terms - 1))
+            sign = "=" if kind == LEAF_EQUAL else "<" if code <= feature.num_terms else "<="
+            return f"slices[{side}{feature.name} {sign} {value!r}]"
+    term = int(torch.nonzero(layout.plan.own_row == first)[0])
+    return f"row[{model.planner.vocabulary.describe(term)}]"

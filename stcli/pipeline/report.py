@@ -1,0 +1,314 @@
+"""The report directory: `report.json` is the record, `report.html` is drawn from it. See FORMAT.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stcli.pipeline import page, plots
+from stcli.pipeline.metrics import TWO_SIDED_95
+from stcli.pipeline.record import BUSY_CORES, headline_latency
+from stcli.storage.atomic import write_text
+from stcli.storage.manifest import REPORT, check_sealed, read_json, sealed
+
+RECORD, PAGE = "report.json", "report.html"
+
+
+def write_report(folder: Path, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `report.html` and then `report.json` into an empty directory; return the sealed record."""
+    report = sealed(REPORT, dict(body))
+    write_text(folder / PAGE, render(report))
+    text = json.dumps(report, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / RECORD, text + "\n")
+    return report
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The record of a report directory.
+
+    Raises:
+        FormatError: not one, damaged, edited or of another version.
+    """
+    return check_sealed(REPORT, read_json(folder / RECORD, "report"), folder / RECORD)
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """The page: one HTML text that needs nothing else."""
+    drawn = plots.available()
+    parts = [
+        _title(report),
+        _headline(report),
+        '<div class="checks">'
+        + "".join(page.check(c["name"], c["ok"], c["detail"]) for c in report["checks"])
+        + "</div>",
+        page.row(
+            "halves",
+            [
+                page.card("Recall against throughput", _recall_plot(report, drawn)),
+                page.card("Recall by share of items that the filter leaves", _band_plot(report, drawn)),
+            ],
+        ),
+        page.row("", [page.card("Settings", _settings(report))]),
+        page.row(
+            "halves",
+            [
+                page.card("Latency and throughput by batch size", _latency(report, drawn)),
+                page.card("Where the time goes", _stages(report)),
+            ],
+        ),
+        page.row("thirds", [page.card(title, content) for title, content in _facts(report).items()]),
+        page.row("", [page.card("Use and repeat", _commands(report))]),
+    ]
+    return page.document(f"stcli bench: {_name(report)}", "\n".join(parts))
+
+
+def _name(report: Mapping[str, Any]) -> str:
+    return Path(report["inputs"]["model"]).name
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    artifact, machine, queries = report["artifact"], report["machine"], report["queries"]
+    line = (
+        f"{artifact['num_items']:,} items of {artifact['dim']} dimensions · {queries['sampled']:,} queries, "
+        f"{queries['filtered']:,} with a filter · {machine['device']} · {machine['cpu']} · {report['date'][:10]}"
+    )
+    return f"<h1>{page.escape(_name(report))}</h1>" + page.paragraph(line, "muted")
+
+
+def _headline(report: Mapping[str, Any]) -> str:
+    planned, batch, memory = report["runs"][0], headline_latency(report), report["memory_bytes"]
+    recall, speed, ms, size = planned["recall"], planned["queries_per_s"], batch["ms"], report["index_bytes"]["total"]
+    interval = f"{_interval(recall)}, 95 % interval" if recall["queries"] else "no eligible items"
+    runs = f"{_number(speed['low'])} … {_number(speed['high'])} in {len(speed['runs'])} runs"
+    rest = f"p95 {_number(ms['p95'])} · p99 {_number(ms['p99'])} ms, {batch['batches']:,} batches"
+    items, mapped = report["artifact"]["num_items"], f"{_bytes(memory['peak_resident'])} with mapped pages"
+    return page.row(
+        "cards",
+        [
+            page.figure(_recall(recall["mean"], 3), "", f"Recall@{report['k']}, planned", interval),
+            page.figure(_number(speed["median"]), "queries/s", "Throughput, planned", runs),
+            page.figure(_number(ms["p50"]), "ms", f"Median latency of {batch['batch_size']:,} queries", rest),
+            page.figure(*_size(memory["peak_private"]), "Peak memory", mapped),
+            page.figure(*_size(size), "Artifact", f"{size / items:,.0f} bytes an item"),
+        ],
+    )
+
+
+def _recall_plot(report: Mapping[str, Any], drawn: bool) -> str:
+    note = (
+        "Numbers are clusters probed. Filled marks and the line: no other setting has more of both. Whiskers: 95 % "
+        "interval of recall, range of the runs. Dotted: the target."
+    )
+    return plots.recall_against_throughput(report) + page.paragraph(note) if drawn else _no_plots()
+
+
+def _band_plot(report: Mapping[str, Any], drawn: bool) -> str:
+    bands = report["runs"][0]["bands"]
+    if drawn:
+        note = "Bars: 95 % interval of the mean. One average can hide a band that collapses. Dotted: the target."
+        return plots.recall_by_band(report) + page.paragraph(note)
+    lines = [
+        [
+            page.escape(band["band"]),
+            f"{band['queries']:,}",
+            _recall(band["mean"]),
+            _interval(band),
+            _recall(band["worst_tenth"]),
+        ]
+        for band in bands
+        if band["queries"]
+    ]
+    return page.table(["eligible", "queries", "recall", "95 % interval", "worst tenth"], lines)
+
+
+def _no_plots() -> str:
+    return page.paragraph("Plots need matplotlib, which is not installed here: pip install 'stcli[bench]'")
+
+
+def _settings(report: Mapping[str, Any]) -> str:
+    packed = "recall_packed" in report["runs"][0]
+    head = [
+        "setting",
+        f"recall@{report['k']}",
+        "95 % interval",
+        "worst tenth",
+        "queries/s",
+        "range",
+        "items scored",
+        "ineligible",
+        "incomplete",
+    ]
+    if packed:
+        head.insert(4, "recall, packed")
+    lines = []
+    for run in report["runs"]:
+        recall, speed = run["recall"], run["queries_per_s"]
+        best = f'<span class="best">{_number(speed["median"])}</span>' if run["frontier"] else _number(speed["median"])
+        line = [
+            page.escape(run["name"]), _recall(recall["mean"]), _interval(recall), _recall(recall["worst_tenth"]), best,
+            f"{_number(speed['low'])} … {_number(speed['high'])}", _number(run["items_scored"]),
+            _bad(run["ineligible"]), _bad(run["incomplete"]),
+        ]  # fmt: skip
+        if packed:
+            line.insert(4, _recall(run["recall_packed"]["mean"]))
+        lines.append(line)
+    truth, repeat = report["truth"], report["options"]["repeat"]
+    note = (
+        f"Truth: every item scored in float64 over the {truth['over']}, under the exact filter. A result that scores "
+        f"within {truth['tie_tolerance']['median']:.1e} (median) of the last true one counts as tied with it. "
+        f"Medians of {repeat} interleaved runs in batches of {report['batch_size']:,}, after one warm-up; filters are "
+        "parsed and planned anew in each. Blue: no other setting has more recall and more speed."
+    )
+    return page.table(head, lines, strong=0) + page.paragraph(note)
+
+
+def _latency(report: Mapping[str, Any], drawn: bool) -> str:
+    lines = [
+        [
+            f"{line['batch_size']:,}",
+            *(_number(line["ms"][point]) for point in ("p50", "p95", "p99")),
+            _number(line["queries_per_s"]),
+            f"{line['batches']:,}",
+        ]
+        for line in report["latency"]
+    ]
+    table = page.table(["queries in a batch", "p50 ms", "p95 ms", "p99 ms", "queries/s", "batches"], lines)
+    return (plots.throughput_by_batch(report) if drawn else "") + table
+
+
+def _stages(report: Mapping[str, Any]) -> str:
+    stages = _largest_first(report["stages_s"])
+    total = sum(stages.values()) or 1
+    count = report["queries"]["sampled"]
+    shown = {
+        name: f"{1e6 * seconds / count:,.1f} µs a query · {seconds / total:.0%}" for name, seconds in stages.items()
+    }
+    sizes = {name: size for name, size in _largest_first(report["index_bytes"]).items() if name != "total" and size}
+    items = report["artifact"]["num_items"]
+    sized = {name: f"{_bytes(size)} · {size / items:,.1f} B an item" for name, size in sizes.items()}
+    rate = report["filter"]["false_positive_rate"]
+    note = f"The bit matrix lets through {_percent(rate['mean'])} of the items that are not eligible." if rate else ""
+    return (
+        page.bars(stages, shown)
+        + '<h2 style="margin-top:1.4rem">What the artifact holds</h2>'
+        + page.bars(sizes, sized)
+        + page.paragraph(note)
+    )
+
+
+def _largest_first(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items(), key=lambda item: -item[1]))
+
+
+def _facts(report: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "Machine": page.facts(_machine(report)),
+        "Artifact and queries": page.facts(_artifact(report)),
+        "Choices": page.facts(_choices(report)),
+    }
+
+
+def _machine(report: Mapping[str, Any]) -> dict[str, str]:
+    machine, load = report["machine"], report["load"]
+    busy, most = load["other_cores"], load["most_other_cores"]
+    return {
+        "cpu": machine["cpu"],
+        "cores": f"{machine['cores']}, {machine['threads']} threads used",
+        "instructions": ", ".join(machine["instruction_sets"]) or "none that matter",
+        "memory": f"{_bytes(machine['memory_bytes'])}, {_bytes(machine['free_memory_bytes'])} free",
+        "runs on": machine["device"],
+        "system": machine["system"],
+        "other load": "unknown" if busy is None else f"{busy:.2f} cores, at most {most:.2f} (quiet: {BUSY_CORES})",
+        **report["versions"],
+    }
+
+
+def _artifact(report: Mapping[str, Any]) -> dict[str, str]:
+    artifact, queries = report["artifact"], report["queries"]
+    sizes = " / ".join(f"{size:,}" for size in artifact["cluster_sizes"])
+    told = {
+        "artifact": artifact["fingerprint"][:16],
+        "items": f"{artifact['num_items']:,} × {artifact['dim']}, {artifact['embedding_dtype']} packed",
+        "metric": artifact["metric"],
+        "clusters": f"{artifact['num_clusters']:,} of {sizes} items (least, median, most)",
+        "terms": f"{artifact['filter']['num_terms']:,}, {artifact['filter']['own_rows']:,} own rows",
+        "query table": f"{queries['rows']:,} rows",
+        "sample": f"{queries['sampled']:,} queries, {queries['nothing_eligible']:,} with nothing eligible",
+    }
+    if queries["rejected"]:
+        told["rejected"] = f"{queries['rejected']:,}: {'; '.join(queries['reasons'])}"
+    return told
+
+
+def _choices(report: Mapping[str, Any]) -> dict[str, str]:
+    options, queries, timings, calibration = (report[key] for key in ("options", "queries", "timings_s", "calibration"))
+    planned, clusters = report["runs"][0], report["artifact"]["num_clusters"]
+    told = {"target recall": f"{options['target_recall']:g}"}
+    if calibration is None:
+        told["probes"] = _probes(planned["probes"], clusters)
+    else:
+        every = queries["calibrated_on"] == queries["rows"]
+        sample = "all queries of the table" if every else f"{queries['calibrated_on']:,} queries drawn apart"
+        told["calibrated on"] = f"{sample}, as retrieve does"
+        for band, number in zip(planned["bands"], calibration["probes"], strict=True):
+            if band["queries"]:
+                told[f"probes, {band['band']}"] = _probes(number, clusters)
+    return told | {
+        "seed": str(options["seed"]),
+        "interval": f"normal, ± {TWO_SIDED_95:.2f} standard errors",
+        "time taken": f"{timings['total']:,.0f} s, {timings['truth']:,.0f} s of it for the truth",
+    }
+
+
+def _probes(number: int, clusters: int) -> str:
+    return "every admitted item" if number >= clusters else f"{number:,} of {clusters:,}"
+
+
+def _commands(report: Mapping[str, Any]) -> str:
+    advice = report["recommended"]
+    words = (
+        f"Fastest setting that reaches the target in every band ({advice['setting']}):"
+        if advice["reaches_target"]
+        else "No setting reaches the target in every band; the exact one comes nearest:"
+    )
+    return (
+        page.paragraph(words)
+        + page.code(advice["command"])
+        + page.paragraph("This report again:")
+        + page.code(report["command"])
+    )
+
+
+def _recall(value: float | None, digits: int = 4) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    return "–" if part["low"] is None else f"{part['low']:.4f} … {part['high']:.4f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"
+
+
+def _bad(count: int) -> str:
+    return f'<span class="no">{count:,}</span>' if count else "0"
+
+
+def _number(value: float) -> str:
+    """Three digits that matter, and no more behind the point than they need."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _bytes(count: int) -> str:
+    return " ".join(_size(count))
+
+
+def _size(count: int) -> tuple[str, str]:
+    """Bytes as a number and its unit."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f}", unit
+    return str(count), "B"

@@ -1,0 +1,56 @@
+"""The queries that a benchmark is measured with, read into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from stcli.errors import InputError
+from stcli.filters.source import GivenFilters
+from stcli.filters.tree import Node
+from stcli.pipeline.queries import QueryReader
+from stcli.storage.parquet import Table
+
+BATCH_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some usable queries of a table.
+
+    Attributes:
+        vectors: float32 [B, D], B >= 1.
+        filters: a text, or None, for each.
+        rejected: (table row, reason) of the rows drawn that cannot be used.
+    """
+
+    vectors: torch.Tensor
+    filters: Sequence[str | Node | None]
+    rejected: Sequence[tuple[int, str]]
+
+
+def draw_sample(reader: QueryReader, table: Table, count: int, seed: int) -> Sample:
+    """Read at most `count` queries of a table, drawn by the seed; those that cannot be used are left out.
+
+    Raises:
+        InputError: none of them can be used.
+    """
+    rows = np.arange(table.num_rows)
+    if len(rows) > count:
+        rows = np.sort(np.random.default_rng([seed, 5]).choice(table.num_rows, count, replace=False))
+    picked = []
+    for first, batch in table.batches(reader.columns, BATCH_ROWS):
+        low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+        if low < high:
+            picked.append(batch.take(pa.array(rows[low:high] - first)))
+    read = reader.read(pa.Table.from_batches(picked).combine_chunks().to_batches()[0])
+    rejected = [(int(rows[place]), reason) for place, reason in sorted(read.bad.reasons.items())]
+    if not len(read.usable):
+        row, reason = rejected[0]
+        raise InputError(f"{table.name}: none of {len(rows)} queries can be used; {table.where(row)}: {reason}")
+    assert isinstance(read.filters, GivenFilters)
+    return Sample(read.vectors, read.filters.given, rejected)

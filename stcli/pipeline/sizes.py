@@ -1,0 +1,39 @@
+"""How many bytes of an index or artifact serve which purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns")
+"""Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns."""
+
+
+def array_bytes(entry: Mapping[str, Any]) -> int:
+    """Bytes of an array described in a manifest by `dtype` and `shape`."""
+    return int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
+
+
+def bytes_by_group(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of each of GROUPS and their `total`, from the `arrays` of a manifest."""
+    sizes = dict.fromkeys(GROUPS, 0)
+    for name, entry in arrays.items():
+        sizes[group_of(name)] += array_bytes(entry)
+    return sizes | {"total": sum(sizes.values())}
+
+
+def group_of(name: str) -> str:
+    """Which of GROUPS an array belongs to."""
+    if name.startswith("embedding"):
+        return "embeddings"
+    if name in ("own_words", "bloom_words", "bloom_offsets"):
+        return "filter"
+    if name.startswith(("item_id", "id_")):
+        return "ids"
+    if name == "columns":
+        return "columns"
+    if name in ("codes", "scales", "errors", "norms", "cluster_offsets") or name.startswith("centroid"):
+        return "search"
+    return "terms"

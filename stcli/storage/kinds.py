@@ -1,0 +1,58 @@
+"""Which of our formats a path holds, told from its first bytes or the names in a directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stcli.errors import FormatError, InputError
+from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, read_json
+
+PARQUET = "parquet"
+
+EXPECTED = (
+    "expected Parquet (a file, a directory or a URI), an index of build-index, an artifact of pack-model, "
+    "results of retrieve or a report of bench"
+)
+
+PARQUET_MAGIC = b"PAR1"
+
+
+def kind_of(path: str | Path) -> str:
+    """PARQUET, or the format name of one of our own: INDEX, ARTIFACT, RESULTS or REPORT.
+
+    Nothing is checked beyond what tells the kind; a URI is taken for Parquet.
+
+    Raises:
+        InputError: there is nothing.
+        FormatError: none of them, or an output that was never finished.
+    """
+    if "://" in str(path):
+        return PARQUET
+    path = Path(path)
+    if path.is_dir():
+        return _kind_of_directory(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory; {EXPECTED}")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[:4] == PARQUET_MAGIC:
+        return PARQUET
+    if len(start) == 9 and start[8:] == b"{":
+        return ARTIFACT
+    raise FormatError(f"{path}: is none of ours, or is truncated; {EXPECTED}")
+
+
+def _kind_of_directory(path: Path) -> str:
+    if path.name.endswith(".partial") and not (path / "manifest.json").exists():
+        raise FormatError(f"{path}: an output that was not finished; run its command again, retrieve with --resume")
+    if (path / "manifest.json").exists():
+        manifest = read_json(path / "manifest.json", "directory of ours")
+        kind = manifest.get("format") if isinstance(manifest, dict) else None
+        if kind in (INDEX, RESULTS):
+            return str(kind)
+        raise FormatError(f"{path}: its manifest says format {kind!r}; {EXPECTED}")
+    if (path / "report.json").exists():
+        return REPORT
+    if any(file.suffix == ".parquet" or file.name == "_SUCCESS" for file in path.rglob("*")):
+        return PARQUET
+    raise FormatError(f"{path}: a directory without manifest.json, report.json or Parquet files; {EXPECTED}")

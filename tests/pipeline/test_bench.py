@@ -1,0 +1,401 @@
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import stcli
+from stcli.errors import ExistsError, FormatError, InputError, ThresholdError
+from stcli.model.lookup import IdLookup
+from stcli.model.planner import Calibration
+from stcli.pipeline import bench as module
+from stcli.pipeline import plots
+from stcli.pipeline.record import command_line, recommend
+from stcli.pipeline.report import read_report, render
+from stcli.storage.ids import ItemIds
+from tests.conftest import NUM_ITEMS, NUM_QUERIES, lists
+
+OPTIONS = {"filter_column": "filter", "k": 10, "sample": 60, "repeat": 2, "probes": (4, 32), "batch_size": 25}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(module, "LATENCY_SECONDS", 0.05)
+    monkeypatch.setattr(module, "STAGE_REPEATS", 1)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, tmp_path_factory):
+    """One whole benchmark: its summary and its record."""
+    output = tmp_path_factory.mktemp("bench") / "report"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LATENCY_SECONDS", 0.05)
+        patch.setattr(module, "STAGE_REPEATS", 1)
+        seen = []
+        summary = stcli.bench(
+            tiny.model, tiny.queries, output, items=str(tiny.items), progress=lambda *call: seen.append(call), **OPTIONS
+        )
+    return summary, read_report(output), output, seen
+
+
+def run(tiny, tmp_path, **options):
+    """A small benchmark, for what goes wrong; its record."""
+    stcli.bench(tiny.model, tiny.queries, tmp_path / "r", **{**OPTIONS, "repeat": 1, "probes": (4,), **options})
+    return read_report(tmp_path / "r")
+
+
+def failed(report):
+    return [check["name"] for check in report["checks"] if not check["ok"] and check["name"] != "The machine was quiet"]
+
+
+def test_settings_and_their_recall(made):
+    _, report, _, _ = made
+    assert [(line["name"], line["kind"], line["probes"]) for line in report["runs"]] == [
+        ("planned", "planned", None),
+        ("4 probes", "probes", 4),
+        ("32 probes", "probes", 32),
+        ("exact", "exact", None),
+    ]
+    recall = {line["name"]: line["recall"]["mean"] for line in report["runs"]}
+    assert recall["4 probes"] < recall["32 probes"] <= 1
+    # float16 packing moves scores by up to 2^-11, so a few items at place k differ from the originals' best.
+    assert recall["exact"] > 0.97
+    assert report["runs"][3]["recall_packed"]["mean"] == 1
+    assert report["truth"]["over"] == "original embeddings"
+    assert failed(report) == []
+
+
+def test_counts(made):
+    _, report, _, _ = made
+    queries = report["queries"]
+    assert (queries["rows"], queries["sampled"], queries["rejected"]) == (NUM_QUERIES, 60, 0)
+    for line in report["runs"]:
+        assert sum(band["queries"] for band in line["bands"]) == 60 - queries["nothing_eligible"]
+        assert (line["ineligible"], line["incomplete"], line["repeated"], line["differs"]) == (0, 0, 0, 0)
+        assert len(line["queries_per_s"]["runs"]) == 2
+        assert line["queries_per_s"]["low"] <= line["queries_per_s"]["median"] <= line["queries_per_s"]["high"]
+    assert report["runs"][3]["short"] >= queries["nothing_eligible"] > 0
+    assert report["filter"]["hidden"] == 0
+
+
+def test_latency_stages_memory_and_sizes(made):
+    _, report, _, _ = made
+    assert [line["batch_size"] for line in report["latency"]] == [1, 16, 25]
+    for line in report["latency"]:
+        assert 0 < line["ms"]["p50"] <= line["ms"]["p95"] <= line["ms"]["p99"]
+    assert report["latency"][2]["batches"] >= 4  # two repetitions of 60 queries in batches of 25, of which two are full
+    assert {"plan filters", "filter_match", "quantize_rows", "rescore", "everything else"} <= set(report["stages_s"])
+    assert report["memory_bytes"]["peak_private"] >= report["memory_bytes"]["before"]
+    sizes = report["index_bytes"]
+    assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")
+    assert sizes["embeddings"] == NUM_ITEMS * (16 * 2 + 1)
+
+
+def test_what_it_says_about_itself(tiny, made):
+    _, report, output, _ = made
+    assert report["artifact"]["fingerprint"] == stcli.open_artifact(tiny.model).fingerprint
+    assert {"stcli", "python", "torch", "numpy"} <= set(report["versions"])
+    assert report["machine"]["cores"] >= 1
+    assert report["command"] == (
+        f"stcli bench {tiny.model} {tiny.queries} -o {output} --filter-column filter --k 10 --sample 60 --repeat 2 "
+        f"--probes 4,32 --items {tiny.items} --batch-size 25"
+    )
+    assert report["recommended"]["command"].startswith(f"stcli retrieve {tiny.model} {tiny.queries} -o results --k 10")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", report["date"])
+
+
+def test_summary_and_progress(made):
+    summary, report, output, seen = made
+    assert summary["command"] == "bench"
+    assert summary["outputs"] == {"report": str(output), "page": str(output / "report.html")}
+    assert summary["fingerprint"] == report["fingerprint"]
+    assert summary["recall"]["planned"] == report["runs"][0]["recall"]["mean"]
+    json.dumps(summary)
+    stages = {stage for stage, *_ in seen}
+    assert {"warm up", "measure", "latency", "truth"} <= stages
+    assert all(0 <= done <= total for _, done, total, _ in seen)
+
+
+def test_the_same_seed_gives_the_same_recall(tiny, tmp_path, made):
+    _, report, _, _ = made
+    again = run(tiny, tmp_path, items=str(tiny.items))
+    assert again["runs"][0]["recall"] == report["runs"][0]["recall"]
+    assert again["runs"][1]["recall"] == report["runs"][1]["recall"]
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order; collects what a page would fetch."""
+
+    VOID = ("meta", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.figures, self.text = [], [], 0, ""
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.figures += tag == "svg"
+        self.fetched += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href") and not value.startswith("#")
+        ]
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(text):
+    page = Page()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    return page
+
+
+def test_page_is_whole_and_self_contained(made):
+    pytest.importorskip("matplotlib")
+    _, report, output, _ = made
+    page = read_page((output / "report.html").read_text(encoding="utf-8"))
+    assert page.fetched == []
+    assert page.figures == 3
+    assert not re.search(
+        r"url\((?!#)|@import|#0[0-9]0[0-9]0[0-9]", (output / "report.html").read_text(encoding="utf-8")
+    )
+    for words in (
+        report["command"],
+        report["recommended"]["command"],
+        "Every result satisfies its filter",
+        "32 probes",
+    ):
+        assert words in page.text
+
+
+def test_page_without_matplotlib(made, monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
+    page = read_page(render(made[1]))
+    assert page.figures == 0
+    assert "stcli[bench]" in page.text
+
+
+def test_page_escapes_what_users_wrote(made):
+    report = json.loads(json.dumps(made[1]))
+    report["inputs"]["model"] = "<b>&.safetensors"
+    page = read_page(render(report))
+    assert "<b>&.safetensors" in page.text
+
+
+@pytest.mark.slow
+def test_page_in_a_browser(made, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium here")
+    if not plots.available():
+        pytest.skip("no matplotlib here")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
+    page = subprocess.run([*command, (made[2] / "report.html").as_uri()], capture_output=True, text=True, timeout=60)
+    assert page.stdout.count("<svg") == 3
+    assert "Recall against throughput" in page.stdout
+
+
+def careless(model, vectors, filters, k, target_recall, **_):
+    """A calibration that probes one cluster whatever the band."""
+    return Calibration(model.fingerprint, k, target_recall, 0, (1,) * 5, (1.0,) * 5, (1.0,) * 5, (9,) * 5)
+
+
+def test_recall_below_the_minimum(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "calibrate", careless)
+    with pytest.raises(ThresholdError, match=r"recall@10 is 0\.\d+, below --min-recall 0.99"):
+        run(tiny, tmp_path, min_recall=0.99)
+    assert read_report(tmp_path / "r")["runs"]
+
+
+def test_a_filter_that_is_ignored_shows(tiny, tmp_path, monkeypatch):
+    search = stcli.Retriever.search
+
+    def ignoring(self, vectors, filters, options, *more):
+        return search(self, vectors, self._source(None, len(vectors)), options, *more)
+
+    monkeypatch.setattr(stcli.Retriever, "search", ignoring)
+    report = run(tiny, tmp_path)
+    assert "Every result satisfies its filter" in failed(report)
+    assert report["runs"][0]["ineligible"] > 0
+    assert "Every result satisfies its filter" not in read_page(render(report)).text
+    assert "results do not satisfy their filter" in read_page(render(report)).text
+
+
+def test_shuffled_ids_show(tiny, tmp_path, monkeypatch):
+    opened = stcli.open_artifact(tiny.model)
+    shuffled = opened.ids.ids.take(pa.array(np.random.default_rng(0).permutation(NUM_ITEMS)))
+    opened.ids = ItemIds.of(shuffled)
+    opened.lookup = IdLookup(opened.ids)
+    monkeypatch.setattr(module, "open_artifact", lambda *_, **__: opened)
+    report = run(tiny, tmp_path, items=str(tiny.items))
+    assert {"Scores belong to their items", "Recall reaches the target"} <= set(failed(report))
+    assert report["runs"][0]["recall"]["mean"] < 0.5
+
+
+def test_poor_recall_shows(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "calibrate", careless)
+    report = run(tiny, tmp_path)
+    assert failed(report) == ["Recall reaches the target"]
+    assert report["runs"][0]["recall"]["mean"] < 0.9
+    assert report["recommended"]["setting"] == "exact"
+
+
+def test_results_that_differ_between_repetitions_show(tiny, tmp_path, monkeypatch):
+    search, calls = stcli.Retriever.search, []
+
+    def drifting(self, vectors, filters, options, *more):
+        results = search(self, vectors, filters, options, *more)
+        calls.append(len(vectors))
+        results.rows[0] = results.rows[0].roll(len(calls))
+        return results
+
+    monkeypatch.setattr(stcli.Retriever, "search", drifting)
+    assert "Repetitions agree" in failed(run(tiny, tmp_path))
+
+
+def test_bad_queries_are_left_out_and_counted(tiny, tmp_path):
+    vectors = tiny.vectors.copy()
+    vectors[3, 2] = np.nan
+    filters = list(tiny.filters)
+    filters[5] = "colour = 'red'"
+    table = pa.table(
+        {"query_id": np.arange(NUM_QUERIES), "embedding": lists(vectors), "filter": pa.array(filters, pa.string())}
+    )
+    pq.write_table(table, tmp_path / "q.parquet")
+    stcli.bench(
+        tiny.model, tmp_path / "q.parquet", tmp_path / "r", **{**OPTIONS, "sample": 1000, "repeat": 1, "probes": (4,)}
+    )
+    queries = read_report(tmp_path / "r")["queries"]
+    assert (queries["sampled"], queries["rejected"]) == (NUM_QUERIES - 2, 2)
+    assert any("NaN" in reason for reason in queries["reasons"])
+    assert any("colour" in reason for reason in queries["reasons"])
+
+
+def test_no_usable_query(tiny, tmp_path):
+    table = pq.read_table(tiny.queries).set_column(2, "filter", pa.array(["colour = 'red'"] * NUM_QUERIES))
+    pq.write_table(table, tmp_path / "q.parquet")
+    with pytest.raises(InputError, match=r"none of 60 queries can be used; row .*colour"):
+        stcli.bench(tiny.model, tmp_path / "q.parquet", tmp_path / "r", **OPTIONS)
+    assert not (tmp_path / "r").exists()
+
+
+def test_artifact_without_embeddings_needs_the_items(tiny, tmp_path):
+    stcli.pack_model(tiny.index, tmp_path / "m.safetensors", embedding_dtype="none")
+    with pytest.raises(InputError, match="--items"):
+        stcli.bench(tmp_path / "m.safetensors", tiny.queries, tmp_path / "r", **OPTIONS)
+    stcli.bench(
+        tmp_path / "m.safetensors", tiny.queries, tmp_path / "r", items=str(tiny.items),
+        **{**OPTIONS, "repeat": 1, "probes": (32,)},
+    )  # fmt: skip
+    report = read_report(tmp_path / "r")
+    assert report["index_bytes"]["embeddings"] == 0
+    assert 0.8 < report["runs"][1]["recall"]["mean"] < 1
+
+
+def test_items_that_are_not_those_of_the_artifact(tiny, tmp_path):
+    items = pq.read_table(tiny.items)
+    pq.write_table(items.slice(1), tmp_path / "fewer.parquet")
+    with pytest.raises(InputError, match=r"no usable embedding for item .* and 0 more of 2000"):
+        run(tiny, tmp_path, items=str(tmp_path / "fewer.parquet"))
+    narrow = items.set_column(1, "embedding", lists(np.zeros((NUM_ITEMS, 3), np.float32)))
+    pq.write_table(narrow, tmp_path / "narrow.parquet")
+    with pytest.raises(InputError, match="has 3 dimensions, the artifact 16"):
+        run(tiny, tmp_path, items=str(tmp_path / "narrow.parquet"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_output_exists(tiny, tmp_path):
+    (tmp_path / "r").mkdir()
+    with pytest.raises(ExistsError, match="already exists"):
+        run(tiny, tmp_path)
+
+
+def test_k_above_the_items(tiny, tmp_path):
+    report = run(tiny, tmp_path, k=5000, sample=3, probes=(32,))
+    assert report["k"] == NUM_ITEMS
+    assert report["runs"][-1]["recall"]["mean"] == 1
+
+
+def test_an_edited_record_is_refused(made, tmp_path):
+    shutil.copytree(made[2], tmp_path / "r")
+    text = (tmp_path / "r" / "report.json").read_text(encoding="utf-8")
+    (tmp_path / "r" / "report.json").write_text(text.replace('"ineligible": 0', '"ineligible": 1'), encoding="utf-8")
+    with pytest.raises(FormatError, match="edited"):
+        read_report(tmp_path / "r")
+
+
+def test_command_line_quotes_and_leaves_defaults_out():
+    from stcli.config import BenchConfig
+
+    config = BenchConfig(probes=[1, 2], filter_column="my filter", overwrite=True)
+    assert (
+        command_line("m", ["a", "b"], "out", config)
+        == "stcli bench m a b -o out --filter-column 'my filter' --probes 1,2"
+    )
+
+
+def test_recommended_setting():
+    from stcli.config import BenchConfig
+
+    def line(name, kind, mean, band, speed):
+        return {
+            "name": name,
+            "kind": kind,
+            "probes": 8,
+            "recall": {"mean": mean},
+            "bands": [{"mean": band}, {"mean": None}],
+            "queries_per_s": {"median": speed},
+        }
+
+    runs = [
+        line("planned", "planned", 0.96, 0.95, 50),
+        line("8", "probes", 0.97, 0.80, 90),
+        line("exact", "exact", 1, 1, 9),
+    ]
+    assert recommend(runs, "m", ["q"], BenchConfig())["command"].endswith("--target-recall 0.95")
+    assert recommend(runs, "m", ["q"], BenchConfig(target_recall=0.99))["command"].endswith("--exact")
+    assert recommend(runs, "m", ["q"], BenchConfig(target_recall=0.75))["command"].endswith("--probes 8")
+    assert not recommend(runs[1:2], "m", ["q"], BenchConfig())["reaches_target"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("probes", (0,)), ("min_recall", 1.5), ("target_recall", 0), ("repeat", 0), ("sample", 0)]
+)
+def test_options_that_mean_nothing(tiny, tmp_path, option, value):
+    with pytest.raises(InputError, match=f"--{option.replace('_', '-')} "):
+        run(tiny, tmp_path, **{option: value})
+
+
+def test_the_papers_form_is_measured_as_retrieve_runs_it(tiny, tmp_path):
+    index, model = tmp_path / "i.index", tmp_path / "m.safetensors"
+    stcli.build_index(
+        tiny.items, index, feature_columns=("color", "tags", "in_stock", "price", "year", "day"), clusters=32,
+        preset="silvertorch", bloom_bits=512, bloom_hashes=1,
+    )  # fmt: skip
+    stcli.pack_model(index, model)
+    texts = [f"tags = 't{number % 60:02d}' AND NOT color = 'red'" for number in range(NUM_QUERIES)]
+    table = pq.read_table(tiny.queries).set_column(2, "filter", pa.array(texts))
+    pq.write_table(table, tmp_path / "q.parquet")
+    stcli.bench(model, tmp_path / "q.parquet", tmp_path / "r", **{**OPTIONS, "repeat": 1, "probes": (4,)})
+    report = read_report(tmp_path / "r")
+    assert report["calibration"] is None
+    assert report["runs"][0]["probes"] == 24
+    # Bloom rows let wrong items through and, under NOT, hide right ones; nothing is verified, and the report says so.
+    assert {"Every result satisfies its filter", "The filter hides nothing"} <= set(failed(report))
+    assert "Scores belong to their items" not in failed(report)
+    read_page(render(report))
