@@ -38,14 +38,18 @@ COLUMNS := --id-column query_id --embedding-column embedding --filter-column fil
 
 demo: export PATH := $(abspath $(BIN)):$(PATH)
 demo: demo/queries.parquet
-	rm -rf demo/items.index demo/model.safetensors demo/results demo/report
+	rm -rf demo/items.index demo/model.safetensors demo/results demo/others demo/report
 	stcli build-index demo/items.parquet -o demo/items.index --id-column item_id --embedding-column embedding \
 	  --feature-columns category,bidirectional,width,words,script,numeric --keep-columns char,name
 	stcli pack-model demo/items.index -o demo/model.safetensors
 	stcli retrieve demo/model.safetensors demo/queries.parquet -o demo/results --k 10 $(COLUMNS) \
 	  --columns text,filter --item-columns char,name
+	stcli retrieve demo/model.safetensors demo/queries.parquet -o demo/others --k 10 $(COLUMNS) --limit 3 --quiet \
+	  --columns text,filter --item-columns char,name --filter 'NOT words IN $$own_words'
 	stcli bench demo/model.safetensors demo/queries.parquet -o demo/report --k 10 $(COLUMNS)
 	$(BIN)/python examples/show_results.py demo/results
+	@echo "The same phrases with the template: NOT words IN \$$own_words (names that share no word with the phrase)"
+	$(BIN)/python examples/show_results.py demo/others --queries 3
 
 # ---- checks ----------------------------------------------------------------------------------------
 

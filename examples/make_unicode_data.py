@@ -170,12 +170,13 @@ def item_table(chars: Sequence[str], names: Sequence[str], embeddings: np.ndarra
 
 
 def query_table(texts: Sequence[str], filters: Sequence[str | None], embeddings: np.ndarray) -> pa.Table:
-    """One row a phrase; `filter` is null where every character may be found."""
+    """One row a phrase; `filter` is null where every character may be found, `own_words` are for a template."""
     return pa.table(
         {
             "query_id": pa.array(range(len(texts)), pa.int64()),
             "text": pa.array(texts, pa.string()),
             "filter": pa.array(filters, pa.string()),
+            "own_words": pa.array([text.upper().split() for text in texts], pa.list_(pa.string())),
             "embedding": embedding_column(embeddings),
         }
     )

@@ -63,7 +63,14 @@ def main(items: int) -> Table:
         rate, size = measure(terms, bits)
         theory = (1 - math.exp(-HASHES * VALUES / bits)) ** HASHES
         published = PUBLISHED_RATE.get(bits, "-"), PUBLISHED_GB[bits]
-        cells = f"{rate:.4%}"[:-1], f"{theory:.4%}"[:-1], published[0], f"{size:.0f}", f"{size * 0.04:.2f}", published[1]
+        cells = (
+            f"{rate:.4%}"[:-1],
+            f"{theory:.4%}"[:-1],
+            published[0],
+            f"{size:.0f}",
+            f"{size * 0.04:.2f}",
+            published[1],
+        )
         table.add_row(str(bits), *cells)
     return table
 

@@ -1,6 +1,6 @@
 """The commands as Python calls, on a made table: build, pack, open, search.
 
-    python examples/python_api.py [FOLDER]
+python examples/python_api.py [FOLDER]
 """
 
 from __future__ import annotations

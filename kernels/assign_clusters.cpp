@@ -2,6 +2,8 @@
 //   in   rows i8 [R, dim], f32 [R]   centroids i8 [C, dim], f32 [C]   half norms f32 [C], C >= 1
 //   out  clusters i64 [R]
 // All centroids are packed once, 2 * C * dim bytes at most; a task takes some rows through all of them.
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -18,6 +20,7 @@ constexpr int64_t TASK_ROWS = 256;
 struct Centroids {
   alignas(64) float scales[TILE_ROWS];
   alignas(64) float half_norms[TILE_ROWS];
+  float least_half_norm;
 };
 
 struct Best {
@@ -101,6 +104,7 @@ extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_
     pack_tile(isa, centroid_codes + first * dim, count_of(tile), width, packed.as<uint8_t>() + tile * tile_bytes(width));
     std::copy_n(centroid_scales + first, count_of(tile), factors[tile].scales);
     std::copy_n(half_norms + first, count_of(tile), factors[tile].half_norms);
+    factors[tile].least_half_norm = *std::min_element(half_norms + first, half_norms + first + count_of(tile));
   });
   parallel_for((num_rows + TASK_ROWS - 1) / TASK_ROWS, threads, [&](int64_t task, int) {
     const int64_t begin = task * TASK_ROWS, end = std::min(num_rows, begin + TASK_ROWS);
@@ -115,13 +119,17 @@ extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_
           const int64_t place = std::min(row + j, end - 1);
           rows.codes[j] = row_codes + place * dim;
           rows.offsets[j] = offsets[place - begin];
-          rows.limits[j] = -std::numeric_limits<float>::infinity();
+          const float value = best[place - begin].value, least = factors[tile].least_half_norm;
+          rows.limits[j] = dot_limit(value + least, std::fabs(value) + std::fabs(least), 1 / row_scales[place]);
         }
-        tile_dots(isa, packed.as<uint8_t>() + tile * tile_bytes(width), count_of(tile), width, rows,
+        unsigned found = tile_dots(isa, packed.as<uint8_t>() + tile * tile_bytes(width), count_of(tile), width, rows,
                   factors[tile].scales, dots);
-        for (int64_t place = row; place < std::min(row + TILE_QUERIES, end); ++place)
-          improve(isa, dots + (place - row) * TILE_ROWS, count_of(tile), row_scales[place], factors[tile],
-                  tile * TILE_ROWS, best[place - begin]);
+        if (end - row < TILE_QUERIES) found &= (1u << (end - row)) - 1;
+        for (; found; found &= found - 1) {
+          const int j = __builtin_ctz(found);
+          improve(isa, dots + j * TILE_ROWS, count_of(tile), row_scales[row + j], factors[tile], tile * TILE_ROWS,
+                  best[row + j - begin]);
+        }
       }
     for (int64_t row = begin; row < end; ++row) clusters[row] = best[row - begin].cluster;
   });

@@ -25,6 +25,13 @@ struct TileQueries {
   float limits[TILE_QUERIES];
 };
 
+// A limit for float(dot) * row scale that every row with (dot * query scale) * row scale >= threshold reaches; lower by
+// much more than float32 loses on numbers of this magnitude. Where products could under- or overflow there is no limit.
+inline float dot_limit(float threshold, float magnitude, float inverse_scale) {
+  const float limit = (threshold - 1e-5f * magnitude) * inverse_scale;
+  return limit > -1e30f && std::fabs(threshold) > 1e-30f ? limit : -INFINITY;
+}
+
 inline int32_t portable_dot(const int8_t* left, const int8_t* right, int dim) {
   int32_t sum = 0;
   for (int d = 0; d < dim; ++d) sum += static_cast<int32_t>(left[d]) * right[d];

@@ -1,8 +1,9 @@
 // Scores blocks of rows for lists of queries and keeps each query's best: the inner part of search_clusters,
 // search_rows and choose_probes.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <memory>
 #include <numeric>
 #include <vector>
 
@@ -16,7 +17,6 @@
 #include "topk.h"
 
 namespace stcli {
-static const bool getenv_prefetch = getenv("NOPRE") == nullptr;
 
 class Scan {
  public:
@@ -57,13 +57,13 @@ class Scan {
       if (i + 2 * AHEAD < count) __builtin_prefetch(&active_[queries[i + 2 * AHEAD]]);
       if (i + AHEAD < count) prefetch(active_[queries[i + AHEAD]], begin, end);
       const ActiveQuery& query = active_[queries[i]];
-      const int64_t admitted = query.words ? count_bits(isa_, query.words, begin, end) : end - begin;
-      if (admitted * LISTED_SHARE >= end - begin) {
+      const int64_t rows = query.words ? count_bits(isa_, query.words, begin, end) : end - begin;
+      if (rows * LISTED_SHARE >= end - begin) {
         dense_.push_back(query);
-      } else if (admitted) {
+      } else if (rows) {
         next.step();
         list_bits(isa_, query.words, begin, end, listed_.data());
-        scan_listed(query, admitted);
+        scan_listed(query, rows);
       }
     }
     if (dense_.empty()) return;
@@ -93,9 +93,12 @@ class Scan {
   }
 
  private:
+  // Queries whose memory is fetched before their turn.
   static constexpr int64_t AHEAD = 4;
-  const int64_t LISTED_SHARE = getenv("LSH") ? atoi(getenv("LSH")) : 5;
-  const int64_t MIN_PACKED = getenv("MINP") ? atoi(getenv("MINP")) : 8;
+  // A block with fewer than one admitted row in so many is read row by row, else in whole tiles.
+  static constexpr int64_t LISTED_SHARE = 5;
+  // Queries from which on packing a tile pays.
+  static constexpr int64_t MIN_PACKED = 6;
 
   // Fetches memory that will be read next, a part at each of `steps` steps.
   struct Prefetch {
@@ -205,13 +208,11 @@ class Scan {
     }
   }
 
-  // No row with float(dot) * row scale below this reaches the query's threshold; far enough off for all rounding.
+  // No row of the tile with float(dot) * row scale below this reaches the query's threshold.
   float limit(const ActiveQuery& query) const {
     const float slack = query.norm * largest_error_ + query.error * largest_norm_;
     const float threshold = best_.threshold(query.number);
-    const float limit = (threshold - slack - 1e-5f * (std::fabs(threshold) + slack)) * query.inverse_scale;
-    // Near zero and far below it products under- or overflow, so no limit.
-    return limit > -1e30f && std::fabs(threshold - slack) > 1e-30f ? limit : -INFINITY;
+    return dot_limit(threshold - slack, std::fabs(threshold) + slack, query.inverse_scale);
   }
 
   // Adds the candidates that reach the threshold, are admitted by `words` (from the first row on) and not excluded.
@@ -219,7 +220,6 @@ class Scan {
     const float threshold = best_.threshold(query.number);
     uint64_t mask = all_.query_norms ? reaching<true>(isa_, query, dots, threshold, count, candidates_)
                                      : reaching<false>(isa_, query, dots, threshold, count, candidates_);
-    if (count < TILE_ROWS) mask &= (uint64_t{1} << count) - 1;
     if (!mask) return;
     if (words) mask &= admitted(words, candidates_.rows[0]);
     if (all_.excluded_rows) mask = without_excluded(query.number, mask, candidates_.rows);

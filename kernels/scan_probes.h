@@ -13,6 +13,12 @@ namespace stcli {
 
 constexpr int64_t PROBE_BLOCK_ROWS = 1024;
 
+// Lists of candidates of one part of the queries, for each thread.
+constexpr int64_t PART_BYTES = int64_t{64} << 20;
+
+// Nearest clusters searched before the others, for a good threshold.
+constexpr int64_t NUM_SEEDS = 2;
+
 inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Scan& scan) {
   for (int64_t cluster = 0; cluster < all.num_clusters; ++cluster) {
     const int64_t begin = lists.starts[cluster], probing = lists.starts[cluster + 1] - begin;
@@ -24,17 +30,15 @@ inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Sca
 // `probes` [B, num_probes], nearest clusters first, -1 for an unused slot.
 inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64_t num_probes) {
   const int64_t threads = all.num_threads;
-  static const int64_t LIM = getenv("LIM") ? atoi(getenv("LIM")) : 64;
-  static const int64_t SEED = getenv("SEED") ? atoi(getenv("SEED")) : 2;
-  const int64_t most = std::max<int64_t>(16, (LIM << 20) / BestLists::bytes(all.k0));
+  const int64_t most = std::max<int64_t>(16, PART_BYTES / BestLists::bytes(all.k0));
   const int64_t rounds = ((all.num_queries + most - 1) / most + threads - 1) / threads;
   const int64_t parts = std::min(all.num_queries, rounds * threads);
   parallel_for(parts, static_cast<int>(threads), [&](int64_t part, int) {
     const int64_t first = all.num_queries * part / parts, count = all.num_queries * (part + 1) / parts - first;
     const int64_t* lines = probes + first * num_probes;
     Scan scan(all, first, count, PROBE_BLOCK_ROWS);
-    // The nearest clusters first, for a good threshold; with filters they often hold too few admitted rows.
-    const int64_t seeds = all.words ? 0 : std::min<int64_t>(SEED, num_probes);
+    // With filters the nearest clusters often hold too few admitted rows for a threshold.
+    const int64_t seeds = all.words ? 0 : std::min(NUM_SEEDS, num_probes);
     if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters), scan);
     scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters), scan);
     scan.finish();

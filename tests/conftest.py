@@ -127,8 +127,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_torch_thread() -> None:
-    """Small operations on two threads wait for each other; beside another busy process that costs milliseconds each."""
+    """Small operations on two threads wait for each other; beside another busy process that costs milliseconds each.
+
+    Before every test, since a command sets the number for itself.
+    """
     torch.set_num_threads(1)
     torch.set_warn_always(True)  # else a test may pass because an earlier one has used up the warning

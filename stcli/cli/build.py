@@ -26,6 +26,8 @@ def build_index(
     small_features: Annotated[
         bool,
         typer.Option(
+            envvar="STCLI_SMALL_FEATURES",
+            show_envvar=False,
             help="Also index unnamed scalar columns with at most 256 distinct values; they cost a few bits an item."
         ),
     ] = True,

@@ -50,7 +50,7 @@ def retrieve(
     ] = False,
     calibration: Annotated[
         str | None,
-        opt.option("--calibration", "Reuse a calibration.json or manifest.json of an earlier run.", show_default=False),
+        opt.option("--calibration", "Reuse the calibration of an earlier run: its _manifest.json.", show_default=False),
     ] = None,
     rescore: Annotated[
         int | None,
@@ -190,6 +190,16 @@ def bench(
             "--items", "Item table: recall against its embeddings instead of the packed ones.", show_default=False
         ),
     ] = None,
+    probes: Annotated[
+        str | None,
+        opt.option(
+            "--probes", "Numbers of clusters to measure, e.g. 4,16,64. [default: powers of two]", show_default=False
+        ),
+    ] = None,
+    item_id_column: Annotated[str, opt.option("--item-id-column", "Id column of --items.")] = "item_id",
+    item_embedding_column: Annotated[
+        str, opt.option("--item-embedding-column", "Embedding column of --items.")
+    ] = "embedding",
     batch_size: Annotated[
         int | None,
         opt.option("--batch-size", "Queries of one batch. [default: all of the sample]", min=1, show_default=False),
@@ -229,6 +239,9 @@ def bench(
         target_recall=target_recall,
         min_recall=min_recall,
         items=items,
+        probes=opt.split_numbers("--probes", probes),
+        item_id_column=item_id_column,
+        item_embedding_column=item_embedding_column,
         batch_size=batch_size,
         seed=seed,
         device=device,

@@ -54,12 +54,12 @@ def read_literals(column: pa.Array | pa.ChunkedArray, where: str) -> Literals:
     Raises:
         InputError: its type is none that a feature could have.
     """
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = _decoded(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
     null = column.is_null().to_numpy(zero_copy_only=False)
     values, lengths = column, (~null).astype(np.int64)
     is_list = any(test(column.type) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
     if is_list:
-        values = column.flatten()
+        values = _decoded(column.flatten())
         counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         lengths = np.where(null, 0, counts).astype(np.int64)
         if values.null_count:
@@ -74,6 +74,11 @@ def read_literals(column: pa.Array | pa.ChunkedArray, where: str) -> Literals:
         values.dictionary_decode() if pa.types.is_dictionary(values.type) else values, kind, where
     )
     return Literals(kind, is_list, numbers, texts, lengths, null)
+
+
+def _decoded(values: pa.Array) -> pa.Array:
+    """Plain values: the dictionary of an encoded column may hold null, and values that do not occur."""
+    return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
 
 
 def _numbers(values: pa.Array, kind: str, where: str) -> tuple[np.ndarray, list[str]]:

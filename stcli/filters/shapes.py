@@ -1,6 +1,6 @@
 """Filter texts that differ in their values alone: parsed and planned once, as a template that binds all their values.
 
-A text costs 11 us where hundreds have its shape, and 40 us where it is parsed and planned by itself.
+A text costs 14 us where hundreds have its shape, and 40 us where it is parsed and planned by itself.
 """
 
 from __future__ import annotations

@@ -66,14 +66,14 @@ class Calibration:
         Raises:
             InputError: a key is missing.
         """
-        try:
-            values: dict[str, Any] = {
-                key: tuple(data[key]) if isinstance(data[key], list) else data[key] for key in cls.__dataclass_fields__
-            }
-        except (KeyError, TypeError) as error:
+        given = data if isinstance(data, dict) else {}
+        missing = [name for name in cls.__dataclass_fields__ if name not in given]
+        if missing:
             raise InputError(
-                f"calibration: {error} is missing; expected a file written by stcli retrieve or bench"
-            ) from error
+                f"calibration: {', '.join(missing)} missing; expected a file written by stcli retrieve, not --exact"
+            )
+        values: dict[str, Any] = {name: given[name] for name in cls.__dataclass_fields__}
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
 
     def check(self, artifact: str, k: int) -> None:

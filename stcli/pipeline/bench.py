@@ -30,10 +30,10 @@ from stcli.pipeline.machine import LoadWatch
 from stcli.pipeline.memory import MemoryWatch, private_bytes
 from stcli.pipeline.metrics import number_or_none, percentiles
 from stcli.pipeline.originals import open_originals, original_tiles
-from stcli.pipeline.queries import QueryReader, sample_queries
+from stcli.pipeline.queries import QueryReader, check_version, sample_queries
 from stcli.pipeline.record import ORIGINAL, PACKED, Arm, Measurements
 from stcli.pipeline.report import write_report
-from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES, _check_version
+from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES
 from stcli.pipeline.sample import Sample, draw_sample
 from stcli.storage import atomic
 from stcli.storage.parquet import Table, open_table
@@ -120,7 +120,7 @@ class Bench:
         self.reader = QueryReader(model, config.id_column, config.embedding_column, config.filter_column)
         self.table = open_table(list(queries), self.reader.columns)
         self.reader.check(self.table)
-        _check_version(self.table, None, model)
+        check_version(self.table, None, model)
         self.originals: Table | None = None
         if config.items is not None:
             self.originals = open_originals(config.items, config.item_id_column, config.item_embedding_column, model)

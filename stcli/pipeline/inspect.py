@@ -17,7 +17,7 @@ from stcli.storage.index_dir import open_index
 from stcli.storage.kinds import PARQUET, kind_of
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, read_json
 from stcli.storage.parquet import open_table
-from stcli.storage.results import open_results
+from stcli.storage.results import RUN, open_results
 
 BATCH_ROWS = 1 << 14
 
@@ -123,7 +123,7 @@ def _results(path: str | Path, verify: bool) -> dict[str, Any]:
     parts = [folder / part["name"] for part in manifest["parts"]]
     identity = dict(manifest["identity"])
     artifact, queries = identity.pop("artifact"), identity.pop("queries")
-    run = read_json(folder / "run.json", "results directory") if (folder / "run.json").exists() else {}
+    run = read_json(folder / RUN, "results directory") if (folder / RUN).exists() else {}
     told: dict[str, Any] = {
         "counts": {**manifest["counts"], "parts": len(manifest["parts"])},
         "bytes": {"total": sum(part.stat().st_size for part in parts)},

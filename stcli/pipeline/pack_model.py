@@ -14,6 +14,7 @@ import torch
 from stcli import __version__
 from stcli.config import PackConfig, Progress, no_progress
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
+from stcli.pipeline.sizes import bytes_by_group
 from stcli.pipeline.wide import join_by_id
 from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
@@ -74,17 +75,13 @@ def pack_model(
             "embedding_dim": int(wide.shape[1]) if packed else 0,
         }
         sealed = write_artifact(partial, arrays | packed, body)
-    sizes = {
-        name: int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
-        for name, entry in sealed["arrays"].items()
-    }
     return {
         "command": "pack-model",
         "version": __version__,
         "options": asdict(config),
         "inputs": {"index": str(index), "embeddings": config.embeddings},
         "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
-        "bytes": _grouped(sizes),
+        "bytes": bytes_by_group(sealed["arrays"]),
         "fingerprint": sealed["fingerprint"],
         "timings_s": {"total": round(time.perf_counter() - start, 3)},
         "outputs": {"model": str(path)},
@@ -146,22 +143,3 @@ def _error_bounds(
 def _up(values: torch.Tensor) -> np.ndarray:
     """The next float32 above each float64."""
     return np.nextafter(values.numpy().astype(np.float32), np.float32(np.inf))
-
-
-def _grouped(sizes: dict[str, int]) -> dict[str, int]:
-    """Bytes by purpose: search, embeddings, filter, exact terms, ids and kept columns."""
-    groups = {"search": 0, "embeddings": 0, "filter": 0, "terms": 0, "ids": 0, "columns": 0}
-    for name, size in sizes.items():
-        if name.startswith("embedding"):
-            groups["embeddings"] += size
-        elif name in ("own_words", "bloom_words", "bloom_offsets"):
-            groups["filter"] += size
-        elif name.startswith(("item_id", "id_")):
-            groups["ids"] += size
-        elif name == "columns":
-            groups["columns"] += size
-        elif name in ("codes", "scales", "errors", "norms", "cluster_offsets") or name.startswith("centroid"):
-            groups["search"] += size
-        else:
-            groups["terms"] += size
-    return groups | {"total": sum(sizes.values())}

@@ -99,8 +99,9 @@ class QueryReader:
             kind = table.column_type(self.exclude_column, "--exclude-column")
             if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 raise InputError(f"{name}: column {self.exclude_column!r} is {kind}; expected a list of item ids")
-        for placeholder in self.plan.template.placeholders if self.plan else ():
-            table.column_type(placeholder, f"${placeholder} in --filter")
+        if self.plan is not None:
+            kinds = {name: table.column_type(name, f"${name} in --filter") for name in self.plan.template.placeholders}
+            self.plan.check({name: pa.array([], kind) for name, kind in kinds.items()}, [])
 
     def read(self, batch: pa.RecordBatch) -> QueryBatch:
         """Read one batch of query rows."""
@@ -108,28 +109,32 @@ class QueryReader:
         ids = read_ids(batch.column(self.id_column), bad)
         dim = self.model.query_dim
         vectors = read_embeddings(batch.column(self.embedding_column), dim, np.dtype(np.float32), bad)
-        texts = self._texts(batch, bad)
-        usable = np.flatnonzero(~bad.bad)
-        if len(usable) < batch.num_rows:
-            batch, vectors = batch.take(pa.array(usable)), vectors[usable]
-            texts = [texts[query] for query in usable.tolist()]
-        filters: FilterSource = GivenFilters(self.model.planner, texts)
-        if self.plan is not None:
-            bound = {name: batch.column(name) for name in self.plan.template.placeholders}
-            filters = BoundFilters(self.plan, bound, texts)
-        tensor = torch.from_numpy(np.require(vectors, requirements="W"))  # Arrow's memory is read-only
-        return QueryBatch(ids, bad, usable, tensor, filters, self._excluded(batch))
-
-    def _texts(self, batch: pa.RecordBatch, bad: BadRows) -> list[str | None]:
-        if self.filter_column is None:
-            return [None] * batch.num_rows
-        texts = batch.column(self.filter_column).to_pylist()
-        failed = self.model.planner.check(texts)
+        texts = self._texts(batch)
+        bound = self._bound(batch)
+        failed = self.plan.check(bound, texts) if self.plan else self.model.planner.check(texts)
         if failed:
             mask = np.zeros(batch.num_rows, bool)
             mask[list(failed)] = True
             bad.mark(mask, [str(failed[query]) for query in sorted(failed)])
-        return texts
+        usable = np.flatnonzero(~bad.bad)
+        if len(usable) < batch.num_rows:
+            batch, vectors = batch.take(pa.array(usable)), vectors[usable]
+            texts = [texts[query] for query in usable.tolist()]
+            bound = self._bound(batch)
+        filters: FilterSource = GivenFilters(self.model.planner, texts)
+        if self.plan is not None:
+            filters = BoundFilters(self.plan, bound, texts)
+        tensor = torch.from_numpy(np.require(vectors, requirements="W"))  # Arrow's memory is read-only
+        return QueryBatch(ids, bad, usable, tensor, filters, self._excluded(batch))
+
+    def _texts(self, batch: pa.RecordBatch) -> list[str | None]:
+        if self.filter_column is None:
+            return [None] * batch.num_rows
+        return batch.column(self.filter_column).to_pylist()
+
+    def _bound(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
+        """The columns that the template's placeholders are bound from."""
+        return {name: batch.column(name) for name in self.plan.template.placeholders} if self.plan else {}
 
     def _excluded(self, batch: pa.RecordBatch) -> Excluded | None:
         if self.exclude_column is None:
@@ -150,3 +155,18 @@ def sample_queries(reader: QueryReader, table: Table, num_rows: int, count: int,
         if low < high:
             picked.append(batch.take(pa.array(rows[low:high] - first)))
     return reader.read(pa.Table.from_batches(picked).combine_chunks().to_batches()[0])
+
+
+def check_version(table: Table, given: str | None, model: Retriever) -> None:
+    """Refuse queries that state another embedding version, by option or in their metadata, than the artifact.
+
+    Raises:
+        InputError: both state one, and they differ.
+    """
+    stated = given or (table.schema.metadata or {}).get(b"embedding_version", b"").decode() or None
+    ours = model.manifest["embedding_version"]
+    if stated is not None and ours is not None and stated != ours:
+        raise InputError(
+            f"{table.name}: its embeddings are version {stated!r}, the artifact's {ours!r}; "
+            "scores between them mean nothing, use queries of the same version"
+        )

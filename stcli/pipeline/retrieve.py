@@ -23,7 +23,7 @@ from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.item_lists import ItemLists
 from stcli.pipeline.memory import MemoryWatch, limit_arrow
 from stcli.pipeline.prefetch import prefetch
-from stcli.pipeline.queries import QueryReader, sample_queries
+from stcli.pipeline.queries import QueryReader, check_version, sample_queries
 from stcli.storage.columns import BadRows
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.quarantine import Quarantine
@@ -82,7 +82,7 @@ def retrieve(
     reader.check(table)
     for name in config.columns:
         table.column_type(name, "--columns")
-    _check_version(table, config.embedding_version, opened)
+    check_version(table, config.embedding_version, opened)
     run = Run(reader, table, config, Path(output), progress)
     with MemoryWatch() as memory:
         summary = run.go()
@@ -95,16 +95,6 @@ def retrieve(
     summary["memory_bytes"] = memory.summary()
     summary["timings_s"]["total"] = round(time.perf_counter() - start, 3)
     return summary
-
-
-def _check_version(table: Table, given: str | None, model: Retriever) -> None:
-    stated = given or (table.schema.metadata or {}).get(b"embedding_version", b"").decode() or None
-    ours = model.manifest["embedding_version"]
-    if stated is not None and ours is not None and stated != ours:
-        raise InputError(
-            f"{table.name}: its embeddings are version {stated!r}, the artifact's {ours!r}; "
-            "scores between them mean nothing, use queries of the same version"
-        )
 
 
 class Run:
@@ -121,7 +111,9 @@ class Run:
         self.lists = ItemLists(self.model, config)
         self.warnings: list[str] = list(self.lists.warnings)
         if config.k > self.model.num_items:
-            self.warnings.append(f"--k {config.k} is more than the {self.model.num_items} items; every query is short")
+            self.warnings.append(
+                f"--k {config.k} is more than the {self.model.num_items} items; a query gets no more than those"
+            )
         self._rejected: list[tuple[int, str | None, str]] = []
         self.paper = bool(self.model.manifest["filter"]["paper"])
         self.verify = config.verify == "on" or (config.verify == "auto" and not self.paper)

@@ -43,10 +43,11 @@ def kind_of(path: str | Path) -> str:
 
 
 def _kind_of_directory(path: Path) -> str:
-    if path.name.endswith(".partial") and not (path / "manifest.json").exists():
+    manifests = [path / name for name in ("manifest.json", "_manifest.json") if (path / name).exists()]
+    if path.name.endswith(".partial") and not manifests:
         raise FormatError(f"{path}: an output that was not finished; run its command again, retrieve with --resume")
-    if (path / "manifest.json").exists():
-        manifest = read_json(path / "manifest.json", "directory of ours")
+    if manifests:
+        manifest = read_json(manifests[0], "directory of ours")
         kind = manifest.get("format") if isinstance(manifest, dict) else None
         if kind in (INDEX, RESULTS):
             return str(kind)

@@ -70,9 +70,10 @@ class Quarantine:
         self.rows.append(row)
         self._ids.append(None if row_id is None else str(row_id))
         self._reasons.append(reason)
+        first = reason.split("\n")[0]  # the caret under a filter has no place inside a sentence
         if len(self.rows) > self._max * max(self._table.num_rows, 1):
             raise InputError(
-                f"{self._table.name}: {len(self.rows)} bad rows so far, the last {self._table.where(row)} ({reason}); "
+                f"{self._table.name}: {len(self.rows)} bad rows so far, the last {self._table.where(row)} ({first}); "
                 f"more than --max-bad-fraction {self._max:g} of {self._table.num_rows} rows, so nothing was written"
             )
 

@@ -20,9 +20,11 @@ from stcli.errors import ExistsError, FormatError, InputError
 from stcli.storage import atomic
 from stcli.storage.manifest import RESULTS, canonical, check_sealed, read_json, sealed
 
-MANIFEST = "manifest.json"
-IDENTITY = "identity.json"
-CALIBRATION = "calibration.json"
+MANIFEST = "_manifest.json"
+IDENTITY = "_identity.json"
+CALIBRATION = "_calibration.json"
+RUN = "_run.json"
+"""Readers of a Parquet directory pass over names with a leading underscore."""
 
 
 def part_name(number: int) -> str:
@@ -140,7 +142,7 @@ class ResultsWriter:
         manifest = sealed(
             RESULTS, {**body, "identity": self._identity, "calibration": self.calibration(), "parts": parts}
         )
-        atomic.write_text(self.folder / "run.json", canonical(dict(run)))
+        atomic.write_text(self.folder / RUN, canonical(dict(run)))
         atomic.write_text(self.folder / MANIFEST, canonical(manifest))
         for name in (IDENTITY, CALIBRATION):
             (self.folder / name).unlink(missing_ok=True)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from stcli.errors import FormatError
 
 COPY_BYTES = 1 << 24
-HEADER_LIMIT = 100_000_000  # bytes, as in the safetensors format
 
 SAFETENSORS_DTYPES = {
     "int8": "I8",
@@ -27,7 +27,6 @@ SAFETENSORS_DTYPES = {
     "int64": "I64",
     "float64": "F64",
 }
-NUMPY_DTYPES = {name: np.dtype(dtype) for dtype, name in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -121,53 +120,19 @@ def array_chunks(tensor: np.ndarray | LazyArray) -> Iterator[memoryview]:
 def read_safetensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     """Map a safetensors file: its `stcli` metadata, and arrays that load pages when touched.
 
-    The mapping is copy-on-write, so that torch may wrap it; nothing here writes to it.
+    The library maps copy-on-write, so that torch may wrap the arrays; nothing here writes to them.
 
     Raises:
-        FormatError: truncated, not safetensors, or without our metadata.
+        FormatError: truncated, damaged, not safetensors, or without our metadata.
     """
-    header, start = _read_header(path)
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or "stcli" not in metadata:
-        raise FormatError(f"{path}: is a safetensors file, but was not made by stcli pack-model")
-    size = path.stat().st_size
-    mapped = np.memmap(path, np.uint8, "c")
-    arrays = {}
-    end = start
-    for name, entry in header.items():
-        try:
-            dtype, shape = NUMPY_DTYPES[entry["dtype"]], tuple(entry["shape"])
-            low, high = (start + int(offset) for offset in entry["data_offsets"])
-            if low < start or high > size or high - low != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-                raise FormatError(
-                    f"{path}: tensor {name!r} ends at byte {high}, the file has {size}; "
-                    "it is truncated or damaged, copy or pack it again"
-                )
-            arrays[name] = np.ndarray(shape, dtype, mapped, low)
-            end = max(end, high)
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(
-                f"{path}: the header entry of tensor {name!r} is damaged ({error}); pack it again"
-            ) from error
-    if end != size:
-        raise FormatError(f"{path}: its tensors end at byte {end}, the file has {size}; copy or pack it again")
-    return metadata["stcli"], arrays
-
-
-def _read_header(path: Path) -> tuple[dict, int]:
-    with path.open("rb") as file:
-        first = file.read(8)
-        length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
-        if not 2 <= length <= min(HEADER_LIMIT, path.stat().st_size - 8):
-            raise FormatError(
-                f"{path}: is not a safetensors file, or is truncated; expected one made by stcli pack-model"
-            )
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise FormatError(
-                f"{path}: is not a safetensors file ({error}); expected one made by stcli pack-model"
-            ) from error
-    if not isinstance(header, dict):
-        raise FormatError(f"{path}: is not a safetensors file; expected one made by stcli pack-model")
-    return header, 8 + length
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if "stcli" not in metadata:
+                raise FormatError(f"{path}: is a safetensors file, but was not made by stcli pack-model")
+            return metadata["stcli"], {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError) as error:
+        raise FormatError(
+            f"{path}: is truncated, damaged or not a safetensors file ({error}); "
+            "expected one made by stcli pack-model, copy or pack it again"
+        ) from error

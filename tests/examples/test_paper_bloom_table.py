@@ -1,5 +1,6 @@
-import paper_bloom_table as example
 import pytest
+
+import paper_bloom_table as example
 
 
 @pytest.mark.parametrize("bits", [512, 1024])

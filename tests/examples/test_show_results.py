@@ -21,7 +21,7 @@ def results(tmp_path: Path) -> Path:
     for number, part in enumerate((rows[:2], rows[2:])):
         columns = dict(zip(example.COLUMNS, map(list, zip(*part, strict=True)), strict=True))
         pq.write_table(pa.table({"query_id": range(len(part)), **columns}), tmp_path / f"part-{number:05d}.parquet")
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "_manifest.json").write_text("{}")
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stcli.filters.layout import NUM_HASHES, Layout, plan_layout
+from stcli.filters.layout import NUM_HASHES, Layout, paper_layout, plan_layout
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.tree import Node
 from stcli.filters.vocabulary import Vocabulary
@@ -34,6 +34,7 @@ class Sizes:
     own_rows: int | None = None
     hashes: int = NUM_HASHES
     width: int | None = None
+    paper: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,19 +111,26 @@ def index_table(table: pa.Table, sizes: Sizes = Sizes(), *, batch_rows: int | No
         for feature in collected.features
     ]
     vocabulary = Vocabulary(collected.features, counts, np.array(present))
+    layout = layout_of(vocabulary, table.num_rows, sizes)
+    terms = Postings(torch.from_numpy(values), torch.from_numpy(offsets))
+    matrix = build_bit_matrix(terms, layout.plan)
+    return Indexed(vocabulary, layout, terms, matrix, Planner(vocabulary, layout))
+
+
+def layout_of(vocabulary: Vocabulary, num_items: int, sizes: Sizes) -> Layout:
+    if sizes.paper:
+        return paper_layout(vocabulary, 512, sizes.hashes)
     layout = plan_layout(
         vocabulary,
-        table.num_rows,
+        num_items,
         bloom_fpr=sizes.bloom_fpr,
         filter_bytes=sizes.filter_bytes,
         own_rows_limit=sizes.own_rows,
         num_hashes=sizes.hashes,
     )
-    if sizes.width is not None:
-        layout = Layout(dataclasses.replace(layout.plan, fixed_width=sizes.width), layout.features)
-    terms = Postings(torch.from_numpy(values), torch.from_numpy(offsets))
-    matrix = build_bit_matrix(terms, layout.plan)
-    return Indexed(vocabulary, layout, terms, matrix, Planner(vocabulary, layout))
+    if sizes.width is None:
+        return layout
+    return Layout(dataclasses.replace(layout.plan, fixed_width=sizes.width), layout.features)
 
 
 def random_sizes(rng: random.Random) -> Sizes:

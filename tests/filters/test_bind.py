@@ -232,6 +232,14 @@ def test_chunked_sliced_and_fixed_size_columns():
     check_bound(indexed, Template(TEXT), columns, None, 4)
 
 
+def test_a_null_in_the_dictionary_of_a_column():
+    coded = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2]), pa.array(["de", None, "en"]))
+    columns = {"langs": coded, "budget": pa.nulls(4), "blocked": pa.ListArray.from_arrays([0, 2, 2, 3, 4], coded)}
+    plan = TemplatePlan(Template(TEXT), index_table(ITEMS).planner)
+    decoded = {**columns, "langs": coded.dictionary_decode(), "blocked": pa.array([["de"], [], [None], ["en"]])}
+    assert plan.batch(columns).filter_of_query.tolist() == plan.batch(decoded).filter_of_query.tolist() == [0, 1, 1, 2]
+
+
 def test_lists_beyond_the_bloom_terms_that_are_spelled_out():
     rng = random.Random(2)
     numbers = 3 * MAX_BLOOM_TERMS

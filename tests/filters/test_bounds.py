@@ -16,8 +16,8 @@ from stcli.filters.parse import parse
 from stcli.filters.tree import And, Between, Compare, In, IsNull, Node, Not
 from tests.filters import duckdb_oracle
 from tests.filters.indexed import Sizes, index_table, random_sizes
-from tests.filters.random_tables import random_table, random_tree
-from tests.filters.tree_strategies import FIXED, tables_and_trees
+from tests.filters.random_tables import abs_finite, random_table, random_tree
+from tests.filters.tree_strategies import FIXED, KINDS, tables_and_trees
 from tests.oracles_tree import eligible_rows
 
 SMALL = Sizes(bloom_fpr=0.5, own_rows=1, hashes=2)
@@ -250,6 +250,22 @@ def test_values_beyond_the_spelled_ones_are_bounded_by_presence():
     batch = indexed.batch([In("x", [str(value) for value in range(0, 600, 2)])])
     assert len(batch.program.leaves) == 1
     assert indexed.admitted(batch).sum() == 600
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_papers_form_admits_the_complement_under_not(seed):
+    """Without NOT it contains every eligible item; NOT is the complement, which loses the false positives."""
+    rng = random.Random(seed)
+    table = random_table(rng, 300)
+    indexed = index_table(table, Sizes(paper=True, hashes=rng.choice([1, 5])))
+    trees = [Compare(name, "=", value) for name in table.column_names for value in KINDS[name.removesuffix("s")][1]
+             if value == value and abs_finite(value)]  # fmt: skip
+    plain, eligible = indexed.batch(trees), truth(table, trees)
+    admitted = indexed.admitted(plain)
+    assert not (eligible & ~admitted).any()
+    assert not indexed.exact(plain).any()
+    assert np.array_equal(indexed.verified(plain), eligible)
+    assert np.array_equal(indexed.admitted(indexed.batch([Not(tree) for tree in trees])), ~admitted)
 
 
 RESOLVED = index_table(ITEMS).vocabulary

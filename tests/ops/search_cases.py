@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ class Case:
 
 def make_case(
     seed, *, queries=20, rows=500, dim=32, clusters=7, probes=3, k0=10, high=127, filters=0, rate=0.3, excluded=0,
-    bounds=False, shift=0.0,
+    bounds=False, shift=0.0, planted=False,
 ) -> Case:  # fmt: skip
     """A random case.
 
@@ -38,6 +39,7 @@ def make_case(
         filters: distinct filters, each admitting `rate` of the rows; query b has filter b % (filters + 1) - 1.
         excluded: rows excluded for each second query.
         shift: makes most clusters empty or tiny when large.
+        planted: rows lie near their centroids and queries near rows, so that bounds of clusters exclude most rows.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,11 +52,14 @@ def make_case(
 
     cuts = (uniform(clusters - 1) ** (1 + shift) * (rows + 1)).long().clamp_max(rows).sort().values
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), cuts, torch.tensor([rows])])
-    row_codes = codes(rows)
+    row_codes, centroids, query_codes = codes(rows), codes(clusters), codes(queries)
     norms = row_codes.codes.float().norm(dim=1) * row_codes.scales * (1.00001 + uniform(rows))
-    index = SearchIndex(
-        row_codes.codes, row_codes.scales, uniform(rows), norms, Clusters(codes(clusters), offsets)
-    )
+    if planted:
+        cluster_of_row = torch.arange(clusters).repeat_interleave(offsets.diff())
+        row_codes = near(row_codes, centroids.codes[cluster_of_row])
+        query_codes = near(query_codes, row_codes.codes[torch.arange(queries) * 31 % rows])
+        norms = row_codes.codes.float().norm(dim=1) * row_codes.scales * 1.00001
+    index = SearchIndex(row_codes.codes, row_codes.scales, uniform(rows), norms, Clusters(centroids, offsets))
     order = uniform(queries, clusters).argsort(dim=1)[:, :probes]
     order[uniform(order.shape) < 0.1] = -1
     words = None
@@ -65,7 +70,7 @@ def make_case(
     lines = [torch.randperm(rows, generator=generator)[: excluded * (b % 2)].sort().values for b in range(queries)]
     counts = torch.tensor([0] + [len(line) for line in lines])
     return Case(
-        queries=codes(queries),
+        queries=query_codes,
         index=index,
         probes=order,
         words=words,
@@ -74,6 +79,12 @@ def make_case(
         bounds=(uniform(queries) * 100, uniform(queries)) if bounds else None,
         k0=k0,
     )
+
+
+def near(rows: Quantized, centres: torch.Tensor) -> Quantized:
+    """The rows pulled to within some 30 % of the centres, with scales much alike."""
+    codes = (0.7 * centres.float() + 0.25 * rows.codes.float()).round().to(torch.int8)
+    return Quantized(codes, 1 + 0.1 * rows.scales)
 
 
 NAMED = {
@@ -105,7 +116,18 @@ NAMED = {
         "k0": 30,
         "high": 3,
     },
-    "many_queries": {"queries": 300, "rows": 2000, "clusters": 3, "probes": 2, "k0": 5, "filters": 7},
+    "many_queries": {"queries": 120, "rows": 900, "clusters": 3, "probes": 2, "k0": 5, "filters": 7},
+    "planted": {"queries": 70, "rows": 1300, "clusters": 12, "k0": 7, "planted": True},
+    "planted_bounds": {
+        "queries": 130,
+        "rows": 900,
+        "clusters": 9,
+        "k0": 5,
+        "planted": True,
+        "bounds": True,
+        "filters": 1,
+    },
+    "planted_ties": {"queries": 66, "rows": 800, "clusters": 6, "k0": 40, "planted": True, "high": 2, "excluded": 9},
 }
 """Names of the cases and how they differ from the plain one."""
 
@@ -114,8 +136,10 @@ def named_case(name: str) -> Case:
     return make_case(len(name), **NAMED[name])
 
 
-def expected(case: Case, every_cluster: bool) -> tuple[list, list]:
-    """Rows and scores by the oracle."""
+@functools.cache
+def expected(name: str, every_cluster: bool) -> tuple[list, list]:
+    """Rows and scores of a named case by the oracle."""
+    case = named_case(name)
     offsets, rows = case.index.clusters.offsets.tolist(), len(case.index.scales)
     seen = []
     for b, number in enumerate(case.filter_of_query.tolist()):

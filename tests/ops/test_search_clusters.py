@@ -17,7 +17,7 @@ def search(case: Case, form: str, **changes):
 def test_equals_the_loop(name, form):
     case = named_case(name)
     found = search(case, form)
-    rows, scores = expected(case, every_cluster=False)
+    rows, scores = expected(name, every_cluster=False)
     assert found.rows.dtype == torch.int64
     assert found.scores.dtype == torch.float32
     assert found.rows.tolist() == rows

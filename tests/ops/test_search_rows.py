@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from stcli.ops import native
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from tests.ops.search_cases import NAMED, expected, make_case, named_case
@@ -10,9 +11,25 @@ from tests.ops.search_cases import NAMED, expected, make_case, named_case
 def test_equals_the_loop(name, form):
     case = named_case(name)
     found = search_rows(case.queries, case.index, case.words, case.filter_of_query, **case.rest(), backend=form)
-    rows, scores = expected(case, every_cluster=True)
+    rows, scores = expected(name, every_cluster=True)
     assert found.rows.tolist() == rows
     assert found.scores.tolist() == scores
+
+
+@pytest.mark.parametrize("queries", [3, 70, 600])
+def test_threads_change_nothing(queries):
+    if native.library() is None:
+        pytest.skip(native.why_missing())
+    case = make_case(queries, queries=queries, rows=13000, clusters=20, k0=20, planted=True, filters=2, rate=0.02)
+    expected = search_rows(case.queries, case.index, case.words, case.filter_of_query, k0=20, backend="torch")
+    try:
+        for threads in (1, 2, 5):
+            native.set_num_threads(threads)
+            found = search_rows(case.queries, case.index, case.words, case.filter_of_query, k0=20, backend="native")
+            assert torch.equal(found.rows, expected.rows)
+            assert torch.equal(found.scores, expected.scores)
+    finally:
+        native.set_num_threads(None)
 
 
 def test_equals_search_of_every_cluster(form):

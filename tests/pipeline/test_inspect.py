@@ -79,6 +79,14 @@ def test_results(results):
     json.dumps(told)
 
 
+def test_exploded_results_without_scores(tiny, tmp_path):
+    options = {"filter_column": "filter", "k": 3, "explode": True, "score_dtype": "none"}
+    summary = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "r", **options)
+    told = stcli.inspect(tmp_path / "r", verify=True)
+    assert told["counts"]["results"] == summary["counts"]["results"]
+    assert told["columns"] == {"query_id": "string", "item_id": "int64", "status": "string"}
+
+
 def test_report(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(bench_module, "LATENCY_SECONDS", 0.05)
     options = {"filter_column": "filter", "k": 5, "sample": 20, "repeat": 1, "probes": (8,)}

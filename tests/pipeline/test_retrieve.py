@@ -45,7 +45,7 @@ def read(path: Path) -> pa.Table:
 
 def contents(path: Path) -> dict[str, bytes]:
     """Every file but the one that says when and where."""
-    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != "run.json"}
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != "_run.json"}
 
 
 def write_queries(path: Path, vectors: np.ndarray, **columns) -> Path:
@@ -83,7 +83,7 @@ def test_the_same_command_twice(tiny, tmp_path):
     for name in ("one", "two"):
         stcli.retrieve(tiny.model, tiny.queries, tmp_path / name, part_rows=32, **FILTERED)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert sorted(contents(tmp_path / "one")) == ["manifest.json", *(f"part-{n:05d}.parquet" for n in range(4))]
+    assert sorted(contents(tmp_path / "one")) == ["_manifest.json", *(f"part-{n:05d}.parquet" for n in range(4))]
 
 
 @pytest.mark.parametrize(
@@ -212,12 +212,12 @@ def test_queries_in_several_files(tiny, tmp_path):
 def test_a_calibration_is_kept_and_reused(tiny, tmp_path):
     stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", target_recall=0.8, **FILTERED)
     again = stcli.retrieve(
-        tiny.model, tiny.queries, tmp_path / "two", calibration=str(tmp_path / "one/manifest.json"), **FILTERED
+        tiny.model, tiny.queries, tmp_path / "two", calibration=str(tmp_path / "one/_manifest.json"), **FILTERED
     )
     assert again["calibration"]["target_recall"] == 0.8
     assert read(tmp_path / "one").equals(read(tmp_path / "two"))
     with pytest.raises(InputError, match=r"measured for k=10, this run has k=11"):
-        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "x", calibration=str(tmp_path / "one/manifest.json"), k=11)
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "x", calibration=str(tmp_path / "one/_manifest.json"), k=11)
 
 
 def test_progress_reaches_the_end(tiny, tmp_path):
@@ -295,6 +295,29 @@ def test_one_template_for_all_queries(tiny, tmp_path):
         return text and (chosen is None or row["color"] in chosen) and (limit is None or row["price"] <= limit)
 
     assert read(tmp_path / "out")["item_id"].to_pylist() == best(tiny, 6, eligible)
+
+
+def test_the_papers_form_says_that_it_does_not_verify(tiny, tmp_path):
+    stcli.build_index(tiny.items, tmp_path / "index", preset="silvertorch", bloom_bits=512, bloom_hashes=1)
+    stcli.pack_model(tmp_path / "index", tmp_path / "model")
+    wanted = {"t50", "t51"}
+    text = pa.array(["tags IN ('t50', 't51')"] * 120)
+    queries = write_queries(tmp_path / "q.parquet", tiny.vectors, filter=text)
+    by_id = {row["item_id"]: row for row in tiny.item_rows}
+    ineligible = {}
+    for verify in ("auto", "off", "on"):
+        summary = stcli.retrieve(tmp_path / "model", queries, tmp_path / verify, verify=verify, **FILTERED)
+        found = [
+            by_id[item]["tags"] or [] for items in read(tmp_path / verify)["item_id"].to_pylist() for item in items
+        ]
+        ineligible[verify] = sum(not wanted & set(tags) for tags in found)
+        assert any("ineligible items may appear" in text for text in summary["warnings"]) == (verify != "on")
+    assert ineligible["auto"] == ineligible["off"] > 0
+    assert ineligible["on"] == 0
+    queries = write_queries(tmp_path / "r.parquet", tiny.vectors, filter=pa.array(["price < 50"] * 120))
+    with pytest.raises(InputError, match=r"silvertorch preset cannot express"):
+        stcli.retrieve(tmp_path / "model", queries, tmp_path / "range", **FILTERED)
+    assert not (tmp_path / "range").exists()
 
 
 # ---- rows that cannot be used --------------------------------------------------------------------
@@ -681,9 +704,9 @@ LONG = {"part_rows": 4, "batch_size": 4, "k": 20, "filter_column": "filter"}
 
 @pytest.fixture(scope="module")
 def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
-    """A query table of 90 parts, and its results from an unbroken run."""
+    """A query table of 60 parts, and its results from an unbroken run."""
     folder = tmp_path_factory.mktemp("long")
-    rows = np.arange(360) % 120
+    rows = np.arange(240) % 120
     filters = pa.array([tiny.filters[row] for row in rows], pa.string())
     queries = write_queries(folder / "q.parquet", tiny.vectors[rows], filter=filters)
     stcli.retrieve(tiny.model, queries, folder / "whole", **LONG)
@@ -694,10 +717,9 @@ def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
     ("after", "how", "code"),
     [
         (0, signal.SIGKILL, -9),
-        (2, signal.SIGKILL, -9),
-        (50, signal.SIGKILL, -9),
-        (10, signal.SIGINT, 130),
-        (10, signal.SIGTERM, 143),
+        (30, signal.SIGKILL, -9),
+        (3, signal.SIGINT, 130),
+        (3, signal.SIGTERM, 143),
     ],
     ids=str,
 )
@@ -707,7 +729,7 @@ def test_a_process_that_is_ended_can_be_resumed(tiny, long_run, tmp_path, after,
     options = [word for name, value in LONG.items() for word in ("--" + name.replace("_", "-"), value)]
     running = process.start("retrieve", tiny.model, queries, "-o", out, *options)
     partial = tmp_path / "out.partial"
-    first = partial / "identity.json" if not after else partial / f"part-{after - 1:05d}.parquet"
+    first = partial / "_identity.json" if not after else partial / f"part-{after - 1:05d}.parquet"
     while not first.exists():
         assert running.poll() is None, running.communicate()
         time.sleep(0.002)

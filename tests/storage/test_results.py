@@ -35,7 +35,7 @@ def test_a_whole_run(tmp_path):
     write_parts(writer, [0, 1])
     assert not out.exists()
     manifest = finish(writer)
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", part_name(0), part_name(1), "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["_manifest.json", "_run.json", part_name(0), part_name(1)]
     assert open_results(out) == manifest
     assert manifest["identity"] == IDENTITY
     assert manifest["parts"] == [{"name": part_name(number), "rows": 2} for number in (0, 1)]
@@ -58,7 +58,7 @@ def test_resume_keeps_whole_parts_and_calibration(tmp_path):
     assert again.part_info(0) == {"rows": 2}
     write_parts(again, [1])
     assert finish(again)["calibration"] == {"probes": [1, 2]}
-    assert not (out / "calibration.json").exists()
+    assert not (out / "_calibration.json").exists()
 
 
 def broken():
@@ -115,7 +115,7 @@ def test_results_that_are_not_whole_are_refused(tmp_path, change):
     finish(writer)
     part = out / part_name(1)
     if change == "manifest":
-        (out / "manifest.json").unlink()
+        (out / "_manifest.json").unlink()
     elif change == "gone":
         part.unlink()
     elif change == "short":
@@ -123,9 +123,9 @@ def test_results_that_are_not_whole_are_refused(tmp_path, change):
     elif change == "cut":
         part.write_bytes(part.read_bytes()[:-9])
     else:
-        manifest = json.loads((out / "manifest.json").read_text())
-        (out / "manifest.json").write_text(json.dumps({**manifest, "num_queries": 5}))
-    with pytest.raises(FormatError, match=r"manifest.json|part-00001.parquet"):
+        manifest = json.loads((out / "_manifest.json").read_text())
+        (out / "_manifest.json").write_text(json.dumps({**manifest, "num_queries": 5}))
+    with pytest.raises(FormatError, match=r"_manifest.json|part-00001.parquet"):
         open_results(out)
 
 

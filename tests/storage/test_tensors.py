@@ -99,21 +99,21 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     whole = (tmp_path / "a").read_bytes()
     for length in [0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 8, len(whole) - 1]:
         (tmp_path / "cut").write_bytes(whole[:length])
-        with pytest.raises(FormatError, match=r"truncated|not a safetensors"):
+        with pytest.raises(FormatError, match=r"truncated, damaged or not a safetensors file .*by stcli"):
             read_safetensors(tmp_path / "cut")
 
 
 def test_a_file_with_more_at_its_end_is_refused(tmp_path):
     write(tmp_path / "a", arrays())
     (tmp_path / "more").write_bytes((tmp_path / "a").read_bytes() + b"\0" * 8)
-    with pytest.raises(FormatError, match=r"more: its tensors end at byte \d+, the file has"):
+    with pytest.raises(FormatError, match=r"truncated, damaged or not a safetensors file .*by stcli"):
         read_safetensors(tmp_path / "more")
 
 
 @pytest.mark.parametrize("content", [b"PAR1" * 20, b"\x10\0\0\0\0\0\0\0[1, 2, 3]       ", b"\xff" * 64])
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(FormatError, match=r"a: is not a safetensors file.*made by stcli pack-model"):
+    with pytest.raises(FormatError, match=r"truncated, damaged or not a safetensors file .*by stcli"):
         read_safetensors(tmp_path / "a")
 
 
@@ -145,5 +145,5 @@ def test_damaged_header_entries_are_refused(tmp_path, key, value):
     header["x"][key] = value
     text = json.dumps(header).encode()
     (tmp_path / "a").write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
-    with pytest.raises(FormatError, match="tensor 'x'"):
+    with pytest.raises(FormatError, match=r"truncated, damaged or not a safetensors file .*by stcli"):
         read_safetensors(tmp_path / "a")
