@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     queries = embeddings[:3] + 0.1
     filters = [
         "language = 'de' AND price < 20",  # a text
-        (Compare("language", "=", "en") | In("tags", ["award"])) & ~Compare("price", ">", 50),  # a tree
+        (Compare("language", "=", "en") | In("tags", ("award",))) & ~Compare("price", ">", 50),  # a tree
         None,  # no filter
     ]
     results = model(queries, filters, k=5)

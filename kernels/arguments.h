@@ -7,26 +7,26 @@ namespace stcli {
 // B queries, N rows, C clusters.
 struct SearchArguments {
   int64_t num_queries, num_rows, dim;
-  const int8_t* query_codes;       // [B, dim]
-  const float* query_scales;       // [B]
-  const float* query_norms;        // [B], or null: rank by scores, not by upper bounds
-  const float* query_errors;       // [B]
-  const int8_t* codes;             // [N, dim]
-  const float* scales;             // [N]
-  const float* errors;             // [N]
-  const float* norms;              // [N]
+  const int8_t* query_codes;  // [B, dim]
+  const float* query_scales;  // [B]
+  const float* query_norms;   // [B], or null: rank by scores, not by upper bounds
+  const float* query_errors;  // [B]
+  const int8_t* codes;        // [N, dim]
+  const float* scales;        // [N]
+  const float* errors;        // [N]
+  const float* norms;         // [N]
   int64_t num_clusters;
-  const int64_t* offsets;          // [C + 1], or null: rows without clusters
-  const int8_t* centroid_codes;    // [C, dim]
-  const float* centroid_scales;    // [C]
-  const uint64_t* words;           // [F, num_words], or null
+  const int64_t* offsets;        // [C + 1], or null: rows without clusters
+  const int8_t* centroid_codes;  // [C, dim]
+  const float* centroid_scales;  // [C]
+  const uint64_t* words;         // [F, num_words], or null
   int64_t num_words;
   const int64_t* filter_of_query;  // [B], -1: none
   const int64_t* excluded_rows;    // line b of excluded_offsets [B + 1] is ascending; or null
   const int64_t* excluded_offsets;
   int64_t k0;
-  int64_t* found_rows;             // [B, k0]
-  float* found_scores;             // [B, k0], or null
+  int64_t* found_rows;  // [B, k0]
+  float* found_scores;  // [B, k0], or null
   int64_t num_threads;
 };
 

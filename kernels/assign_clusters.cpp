@@ -28,7 +28,8 @@ struct Best {
   int64_t cluster;
 };
 
-STCLI_INLINE void values_body(const int32_t* dots, int count, float row_scale, const Centroids& centroids, float* values) {
+STCLI_INLINE void values_body(const int32_t* dots, int count, float row_scale, const Centroids& centroids,
+                              float* values) {
   for (int i = 0; i < count; ++i)
     values[i] = (static_cast<float>(dots[i]) * centroids.scales[i]) * row_scale - centroids.half_norms[i];
 }
@@ -98,10 +99,13 @@ extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_
   const int64_t num_tiles = (num_clusters + TILE_ROWS - 1) / TILE_ROWS;
   const Buffer packed(num_tiles * tile_bytes(width));
   std::vector<Centroids> factors(num_tiles);
-  auto count_of = [&](int64_t tile) { return static_cast<int>(std::min<int64_t>(TILE_ROWS, num_clusters - tile * TILE_ROWS)); };
+  auto count_of = [&](int64_t tile) {
+    return static_cast<int>(std::min<int64_t>(TILE_ROWS, num_clusters - tile * TILE_ROWS));
+  };
   parallel_for(num_tiles, threads, [&](int64_t tile, int) {
     const int64_t first = tile * TILE_ROWS;
-    pack_tile(isa, centroid_codes + first * dim, count_of(tile), width, packed.as<uint8_t>() + tile * tile_bytes(width));
+    pack_tile(isa, centroid_codes + first * dim, count_of(tile), width,
+              packed.as<uint8_t>() + tile * tile_bytes(width));
     std::copy_n(centroid_scales + first, count_of(tile), factors[tile].scales);
     std::copy_n(half_norms + first, count_of(tile), factors[tile].half_norms);
     factors[tile].least_half_norm = *std::min_element(half_norms + first, half_norms + first + count_of(tile));
@@ -123,7 +127,7 @@ extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_
           rows.limits[j] = dot_limit(value + least, std::fabs(value) + std::fabs(least), 1 / row_scales[place]);
         }
         unsigned found = tile_dots(isa, packed.as<uint8_t>() + tile * tile_bytes(width), count_of(tile), width, rows,
-                  factors[tile].scales, dots);
+                                   factors[tile].scales, dots);
         if (end - row < TILE_QUERIES) found &= (1u << (end - row)) - 1;
         for (; found; found &= found - 1) {
           const int j = __builtin_ctz(found);

@@ -160,9 +160,9 @@ class Worker {
         const Term term = layout_.terms[*value];
         if (term.own_row >= 0) own[term.own_row * kTileWords] |= bit;
         if (!term.on_bloom || width == 0) continue;
-        const BloomHash hash(static_cast<uint64_t>(*value), static_cast<uint64_t>(block));
-        for (uint32_t i = 0; i < layout_.num_hashes; ++i)
-          bloom[bloom_row(hash.low, hash.high, i, width) * kTileWords] |= bit;
+        BloomHash hash(static_cast<uint64_t>(*value), static_cast<uint64_t>(block));
+        for (int64_t i = 0; i < layout_.num_hashes; ++i)
+          bloom[next_bloom_row(hash.state, width) * kTileWords] |= bit;
         ++num_bloom;
       }
       for (const int32_t row : layout_.segments[segment].rows) own[row * kTileWords] |= bit;

@@ -7,18 +7,14 @@ typedef uint64_t Vector __attribute__((vector_size(STCLI_VECTOR_WORDS * 8), alig
 // Rows of each term on the `width` Bloom rows of a block, as places in a tile: rows[i * num_terms + term].
 STCLI_TARGET void hash_terms(const uint64_t* terms, int64_t num_terms, uint64_t block, int64_t width,
                              int64_t num_hashes, uint32_t* rows) {
-  uint32_t low[kHashBatch], high[kHashBatch];
+  uint64_t states[kHashBatch];
   for (int64_t first = 0; first < num_terms; first += kHashBatch) {
     const int64_t count = num_terms - first < kHashBatch ? num_terms - first : kHashBatch;
-    for (int64_t j = 0; j < count; ++j) {
-      const BloomHash hash(terms[first + j], block);
-      low[j] = hash.low;
-      high[j] = hash.high;
-    }
+    for (int64_t j = 0; j < count; ++j) states[j] = BloomHash(terms[first + j], block).state;
     for (int64_t i = 0; i < num_hashes; ++i) {
       uint32_t* row = rows + i * num_terms + first;
       for (int64_t j = 0; j < count; ++j) {
-        row[j] = static_cast<uint32_t>(bloom_row(low[j], high[j], static_cast<uint32_t>(i), width) * kTileWords);
+        row[j] = static_cast<uint32_t>(next_bloom_row(states[j], width) * kTileWords);
       }
     }
   }

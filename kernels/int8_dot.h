@@ -154,8 +154,8 @@ STCLI_AVX512 inline void row_dots_avx512(const int8_t* query, int32_t offset, co
       const __m512i part = _mm512_maskz_loadu_epi32(0xff, query + whole);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j)
-        sums[j] = _mm512_dpbusd_epi32(
-            sums[j], _mm512_xor_si512(_mm512_maskz_loadu_epi32(0xff, row[j] + whole), flip), part);
+        sums[j] =
+            _mm512_dpbusd_epi32(sums[j], _mm512_xor_si512(_mm512_maskz_loadu_epi32(0xff, row[j] + whole), flip), part);
     }
     const __m128i four = _mm_add_epi32(fold_avx512(sums[0], sums[1], sums[2], sums[3]), _mm_set1_epi32(offset));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(dots + i), four);

@@ -74,7 +74,8 @@ inline void list_bits(Isa isa, const uint64_t* words, int64_t begin, int64_t end
 #if STCLI_X86
   if (isa == AVX512) return list_bits_avx512(words, begin, end, rows);
 #endif
-  for (int64_t word = begin / 64; word * 64 < end; ++word) rows = list_word(cut_word(words, word, begin, end), word, rows);
+  for (int64_t word = begin / 64; word * 64 < end; ++word)
+    rows = list_word(cut_word(words, word, begin, end), word, rows);
 }
 
 }  // namespace stcli

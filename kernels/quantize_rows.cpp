@@ -32,7 +32,7 @@ STCLI_INLINE void quantize_body(const Arguments& a, int64_t begin, int64_t end, 
     }
     float scale = a.scale;
     if (scale == 0) {
-      // Magnitudes compare like their bits, and integers have a vector maximum that keeps the order of comparisons free.
+      // Magnitudes compare like their bits, and the compiler may reorder a maximum of integers.
       int32_t bits = 0;
       for (int64_t d = 0; d < a.dim; ++d) {
         int32_t magnitude;

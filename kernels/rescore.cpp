@@ -35,7 +35,7 @@ float power_of_two(int8_t exponent) {
   return powers[exponent + 128];
 }
 
-// `query` is padded with zeros to whole lanes. `last` has room for the row's last lanes, if they are not whole.
+// In all forms `query` is padded with zeros to whole lanes.
 STCLI_INLINE float dot_portable(const float* query, const void* values, bool half, float power, int64_t dim) {
   float lanes[LANES] = {};
   for (int64_t d = 0; d < dim; d += LANES)
@@ -63,8 +63,9 @@ STCLI_AVX512 float dot_avx512(const float* query, const void* values, float powe
   __m512 lanes = _mm512_setzero_ps();
   for (int64_t d = 0; d < dim; d += LANES) {
     const __mmask16 mask = dim - d < LANES ? (1 << (dim - d)) - 1 : 0xffff;
-    const __m512 value = HALF ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + d))
-                              : _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + d);
+    const __m512 value = HALF
+                             ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(values) + d))
+                             : _mm512_maskz_loadu_ps(mask, static_cast<const float*>(values) + d);
     lanes = _mm512_add_ps(lanes, _mm512_mul_ps(_mm512_mul_ps(value, factor), _mm512_loadu_ps(query + d)));
   }
   return fold8(_mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1)));
@@ -97,14 +98,15 @@ STCLI_AVX2 float dot_avx2(const float* query, const void* values, float power, i
 
 float dot(Isa isa, const float* query, const void* values, bool half, float power, int64_t dim) {
 #if STCLI_X86
-  if (isa == AVX512) return half ? dot_avx512<true>(query, values, power, dim) : dot_avx512<false>(query, values, power, dim);
+  if (isa == AVX512)
+    return half ? dot_avx512<true>(query, values, power, dim) : dot_avx512<false>(query, values, power, dim);
   if (isa == AVX2) return half ? dot_avx2<true>(query, values, power, dim) : dot_avx2<false>(query, values, power, dim);
 #endif
   return dot_portable(query, values, half, power, dim);
 }
 
 void rescore_query(Isa isa, const Arguments& a, int64_t query, float* padded) {
-  constexpr int64_t AHEAD = 8;
+  constexpr int64_t AHEAD = 8;  // rows that are fetched before their turn; rows lie anywhere in memory
   std::copy_n(a.queries + query * a.dim, a.dim, padded);
   const int64_t* rows = a.rows + query * a.num_slots;
   float* scores = a.scores + query * a.num_slots;
@@ -112,7 +114,8 @@ void rescore_query(Isa isa, const Arguments& a, int64_t query, float* padded) {
   const char* values = static_cast<const char*>(a.values);
   for (int64_t slot = 0; slot < a.num_slots; ++slot) {
     if (slot + AHEAD < a.num_slots && rows[slot + AHEAD] >= 0)
-      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(values + rows[slot + AHEAD] * row_bytes + byte);
+      for (int64_t byte = 0; byte < row_bytes; byte += 64)
+        __builtin_prefetch(values + rows[slot + AHEAD] * row_bytes + byte);
     const int64_t row = rows[slot];
     const float power = row < 0 || !a.exponents ? 1.0f : power_of_two(a.exponents[row]);
     scores[slot] = row < 0 ? -std::numeric_limits<float>::infinity()

@@ -16,14 +16,16 @@ constexpr int64_t PROBE_BLOCK_ROWS = 1024;
 // Lists of candidates of one part of the queries, for each thread.
 constexpr int64_t PART_BYTES = int64_t{64} << 20;
 
-// Nearest clusters searched before the others, for a good threshold.
+// Nearest clusters searched before the others, for a good threshold. 0 / 1 / 2 / 4: 29.2 / 25.5 / 24.0 / 25.6 us a
+// query (64 of 4,096 clusters, 1M x 128, k0 = 132, CPU time on 2 cores of AMD EPYC Zen 4).
 constexpr int64_t NUM_SEEDS = 2;
 
 inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Scan& scan) {
   for (int64_t cluster = 0; cluster < all.num_clusters; ++cluster) {
     const int64_t begin = lists.starts[cluster], probing = lists.starts[cluster + 1] - begin;
     for (int64_t row = all.offsets[cluster]; probing && row < all.offsets[cluster + 1]; row += PROBE_BLOCK_ROWS)
-      scan.block(row, std::min(row + PROBE_BLOCK_ROWS, all.offsets[cluster + 1]), lists.queries.data() + begin, probing);
+      scan.block(row, std::min(row + PROBE_BLOCK_ROWS, all.offsets[cluster + 1]), lists.queries.data() + begin,
+                 probing);
   }
 }
 

@@ -118,6 +118,8 @@ STCLI_AVX512 inline int32_t append_avx512(float* scores, uint32_t* rows, int32_t
 class BestLists {
  public:
   static constexpr int32_t MAX_OFFER = 64;
+  // Room beyond what shrinking keeps. 96 / 160 / 320: 24.1 / 24.0 / 26.9 us a query (search_clusters, 64 of 4,096
+  // clusters, 1M x 128, k0 = 132, CPU time on 2 cores of AMD EPYC Zen 4).
   static constexpr int64_t MIN_SPARE = 160;
 
   BestLists(Isa isa, int64_t num_queries, int64_t k0)

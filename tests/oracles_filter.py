@@ -14,12 +14,15 @@ def bloom_rows(term, block, width, num_hashes):
     """Bloom rows of a term in a block, each counted as often as it comes."""
     if width == 0:
         return []
-    x = (term * 0x9E3779B97F4A7C15 + block) & MASK_64
+    x = ((term + 1) * 0x9E3779B97F4A7C15 + block) & MASK_64
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK_64
     x ^= x >> 31
-    low, high = x % 2**32, x // 2**32 | 1
-    return [((low + i * high) % 2**32) * width // 2**32 for i in range(num_hashes)]
+    rows = []
+    for _ in range(num_hashes):
+        rows.append((x // 2**32) * width // 2**32)
+        x = x * 0xD1342543DE82EF95 % 2**64
+    return rows
 
 
 def block_width(counts, num_hashes, bloom_fpr):

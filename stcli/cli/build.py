@@ -28,7 +28,7 @@ def build_index(
         typer.Option(
             envvar="STCLI_SMALL_FEATURES",
             show_envvar=False,
-            help="Also index unnamed scalar columns with at most 256 distinct values; they cost a few bits an item."
+            help="Also index unnamed scalar columns with at most 256 distinct values; they cost a few bits an item.",
         ),
     ] = True,
     keep_columns: Annotated[

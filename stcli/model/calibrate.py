@@ -6,6 +6,7 @@ would probe first, second, third …; so one search gives the recall at every nu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +26,8 @@ SMALL_BAND = 256
 """A band with so few queries is answered exactly: a sample of it could not promise much."""
 
 ONE_SIDED_95 = 1.645
-HEADROOM = 0.002
-"""Added to the target for what the int8 ranking of the candidates loses inside the probed clusters."""
+MORE_PROBES = 8
+"""While the target is missed, an eighth more clusters are tried."""
 
 FILTERS_AT_ONCE = 512
 
@@ -74,38 +75,81 @@ def calibrate(
             recalls.append(1.0 if in_run else None)
             bounds.append(1.0 if in_run else None)
             continue
-        curve = recall_by_probes(model, vectors[mine], filters.take(mine.numpy()), k, allowed)
-        mean = curve.mean(0)
-        lower = mean - ONE_SIDED_95 * curve.std(0, correction=1) / len(mine) ** 0.5
-        reached = torch.nonzero(lower >= min(target_recall + HEADROOM, 1.0)).flatten()
-        chosen = int(reached[0]) if len(reached) else model.num_clusters - 1
-        probes.append(chosen + 1)
-        recalls.append(round(float(mean[chosen]), 6))
-        bounds.append(round(float(lower[chosen]), 6))
+        sample = Sample(model, vectors[mine], filters.take(mine.numpy()), k, allowed)
+        chosen, mean, lower = sample.choose(target_recall)
+        probes.append(chosen)
+        recalls.append(round(mean, 6))
+        bounds.append(round(lower, 6))
     return Calibration(
         model.fingerprint, k, target_recall, seed, tuple(probes), tuple(recalls), tuple(bounds), tuple(sizes)
     )
 
 
-def recall_by_probes(
-    model: Retriever, vectors: torch.Tensor, filters: FilterSource, k: int, allowed: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Recall@k of each query if its nearest 1, 2, … C clusters are probed; float64 [S, C]."""
-    true = model.search(vectors, filters, SearchOptions(k, default_candidates(k), exact=True, allowed=allowed))
-    index = model.index
-    narrow = model.normalized(vectors.to(model.device))[:, : int(model.manifest["dim"])].contiguous()
-    order = choose_probes(
-        quantize_rows(narrow, backend=model.backend),
-        index.clusters.centroids,
-        num_probes=model.num_clusters,
-        backend=model.backend,
-    ).cpu()
-    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-    offsets = index.clusters.offsets.cpu()
-    cluster = torch.searchsorted(offsets, true.rows.clamp(min=0), right=True) - 1
-    hits = torch.zeros(len(vectors), model.num_clusters, dtype=torch.float64)
-    hits.scatter_add_(1, place.gather(1, cluster), (true.rows >= 0).double())
-    return hits.cumsum(1).where(true.counts[:, None] > 0, 1.0) / true.counts.clamp(min=1)[:, None]
+class Sample:
+    """Sample queries of one band with their true best k.
+
+    Args:
+        model: the packed model.
+        vectors: float32 [S, D].
+        filters: of these queries.
+        k: results a query.
+        allowed: int64 [W] words, the only items that any query may get, or None.
+    """
+
+    def __init__(
+        self, model: Retriever, vectors: torch.Tensor, filters: FilterSource, k: int, allowed: torch.Tensor | None
+    ) -> None:
+        self.model, self.vectors, self.filters = model, vectors, filters
+        self.options = SearchOptions(k, default_candidates(k), allowed=allowed)
+        self.true = model.search(vectors, filters, replace(self.options, exact=True))
+
+    def choose(self, target_recall: float) -> tuple[int, float, float]:
+        """The clusters to probe, and the mean recall measured with them and its lower bound.
+
+        The clusters of the true results tell where to begin; the search itself, which also loses a little by ranking
+        its candidates on int8, says when it is enough.
+        """
+        num_clusters = self.model.num_clusters
+        _, lower = mean_and_bound(self.coverage())
+        reached = torch.nonzero(lower >= target_recall).flatten()
+        probes = int(reached[0]) + 1 if len(reached) else num_clusters
+        while probes < num_clusters:
+            recall, bound = mean_and_bound(self.recall(probes)[:, None])
+            if bound[0] >= target_recall:
+                return probes, float(recall[0]), float(bound[0])
+            probes += max(probes // MORE_PROBES, 1)
+        return num_clusters, 1.0, 1.0
+
+    def coverage(self) -> torch.Tensor:
+        """Share of each query's true results in its nearest 1, 2, … C clusters; float64 [S, C]."""
+        model, true = self.model, self.true
+        narrow = model.normalized(self.vectors.to(model.device))[:, : int(model.manifest["dim"])].contiguous()
+        queries = quantize_rows(narrow, backend=model.backend)
+        clusters = model.index.clusters
+        order = choose_probes(queries, clusters.centroids, num_probes=model.num_clusters, backend=model.backend).cpu()
+        place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        cluster = torch.searchsorted(clusters.offsets.cpu(), true.rows.clamp(min=0), right=True) - 1
+        hits = torch.zeros(len(narrow), model.num_clusters, dtype=torch.float64)
+        hits.scatter_add_(1, place.gather(1, cluster), (true.rows >= 0).double())
+        return self._share(hits.cumsum(1))
+
+    def recall(self, probes: int) -> torch.Tensor:
+        """Recall@k of each query with a number of probes, measured; float64 [S]."""
+        found = self.model.search(self.vectors, self.filters, replace(self.options, probes=probes))
+        line = torch.arange(len(self.vectors))[:, None] << 32
+        hits = torch.isin(self.true.rows + line, found.rows + line) & (self.true.rows >= 0)
+        return self._share(hits.sum(1, keepdim=True).double())[:, 0]
+
+    def _share(self, hits: torch.Tensor) -> torch.Tensor:
+        """Hits [S, n] as a share of the true results; 1 where there are none."""
+        counts = self.true.counts[:, None]
+        return torch.where(counts > 0, hits / counts.clamp(min=1), 1.0)
+
+
+def mean_and_bound(recall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over the queries of recall [S, n], and its one-sided 95 % lower bound."""
+    mean = recall.mean(0)
+    return mean, mean - ONE_SIDED_95 * recall.std(0, correction=1) / len(recall) ** 0.5
 
 
 def _bands(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:

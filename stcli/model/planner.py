@@ -14,7 +14,7 @@ import torch
 from stcli.errors import InputError
 
 ROUTES = ("probe", "rows")
-"""`probe` scores the nearest clusters; `rows` scores every admitted row, whatever its cluster."""
+"""`probe` scores the nearest clusters; `rows` scores every admitted row and proves the result."""
 
 PROBE, ROWS = range(2)
 

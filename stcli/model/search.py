@@ -29,6 +29,10 @@ SLOTS = 1 << 24
 
 WIDEN_PROBES = 4
 
+MOST_UNASKED_PROOF = 16
+"""A search of all admitted rows is widened to so many times K0 to prove its results, or as far as it takes when the
+exact search was asked for: thousands of equal items could make it long."""
+
 
 @dataclass
 class _Found:
@@ -99,7 +103,10 @@ class Search:
         count = len(self.vectors)
         device = self.vectors.device
         routes, probes = plan(options, self.admitted, self.line_of_query >= 0, model.num_items, model.num_clusters)
-        slots = torch.full((count,), min(options.candidates, model.num_items), device=device)
+        slots = torch.full((count,), options.candidates, device=device)
+        if self.bounded:
+            slots[routes == ROWS] = max(options.candidates, 2 * self.k)  # what most proofs need
+        slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
         work = torch.zeros(count, dtype=torch.int64, device=device)
@@ -109,7 +116,7 @@ class Search:
             for which, route, num_probes, k0 in _groups(pending, routes, probes, slots):
                 found = self._attempt(which, route, num_probes, k0, work)
                 rows[which, :], scores[which, :] = found.rows, found.scores
-                unfinished = which[self._unfinished(found, which, route)]
+                unfinished = which[self._unfinished(found, which, route, k0)]
                 if len(unfinished):
                     again.append(unfinished)
                     self._widen(unfinished, found.full[torch.isin(which, unfinished)], routes, probes, slots)
@@ -132,7 +139,7 @@ class Search:
         excluded = self.tile.excluded.take(which) if self.tile.excluded is not None else None
         common: dict[str, Any] = {"k0": k0, "excluded": excluded, "backend": self.backend}
         if route == ROWS:
-            bounds = self._bounds(which, queries) if self.options.exact and self.bounded else None
+            bounds = self._bounds(which, queries) if self.bounded else None
             found = search_rows(queries, self.index, self.words, lines, bounds=bounds, **common)
             work[which] += self.admitted[which]
         else:
@@ -179,16 +186,18 @@ class Search:
         values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
         return rows.masked_fill(empty, PAD_ROW), values.masked_fill(empty, -torch.inf)
 
-    def _unfinished(self, found: _Found, which: torch.Tensor, route: int) -> torch.Tensor:
+    def _unfinished(self, found: _Found, which: torch.Tensor, route: int, k0: int) -> torch.Tensor:
         """Which queries may have results that this attempt did not see; bool [b]."""
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
-        if not self.options.exact or self.embeddings is None:
-            more = found.full if route == ROWS else counts < self.admitted[which]
-            return short & more
-        last = found.scores[:, -1]
-        proven = (found.bound < last) if self.bounded else torch.zeros_like(short)
-        return found.full & ~proven
+        if route == PROBE:
+            return short & (counts < self.admitted[which])
+        if self.bounded:
+            unproven = found.bound >= found.scores[:, -1]
+            asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates
+            return found.full & (unproven if asked else short)
+        wanted = self.options.exact and self.embeddings is not None
+        return found.full if wanted else found.full & short
 
     def _widen(
         self, which: torch.Tensor, full: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor

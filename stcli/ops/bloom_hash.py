@@ -12,14 +12,14 @@ import torch
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
-_LOW_32 = (1 << 32) - 1
+_STEP = 0xD1342543DE82EF95 - (1 << 64)
 
 
 def bloom_positions(terms: torch.Tensor, blocks: torch.Tensor, widths: torch.Tensor, num_hashes: int) -> torch.Tensor:
     """Give the Bloom rows of each term within its block.
 
-    With `x = splitmix64(term * golden + block)`, its halves `low` and `high | 1` give the rows
-    `((low + i * high) mod 2^32) * width >> 32`: a multiplication where others take a remainder.
+    With `x = splitmix64((term + 1) * golden + block)`, row i is `(x >> 32) * width >> 32` after `x` was multiplied i
+    times by an odd constant; a multiplication by the width stands where others take a remainder.
 
     Args:
         terms: int64, any shape that broadcasts with the next two.
@@ -30,14 +30,15 @@ def bloom_positions(terms: torch.Tensor, blocks: torch.Tensor, widths: torch.Ten
     Returns:
         int64 [..., num_hashes], each in 0 … width - 1 (0 for a block without Bloom rows).
     """
-    x = terms * _GOLDEN + blocks
+    x = (terms + 1) * _GOLDEN + blocks
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     x = x ^ _shift(x, 31)
-    low, high = x & _LOW_32, _shift(x, 32) | 1
-    step = torch.arange(num_hashes, device=x.device)
-    mixed = (low[..., None] + step * high[..., None]) & _LOW_32
-    return (mixed * widths[..., None]) >> 32
+    rows = []
+    for _ in range(num_hashes):
+        rows.append((_shift(x, 32) * widths) >> 32)
+        x = x * _STEP
+    return torch.stack(rows, -1)
 
 
 def _shift(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from stcli.errors import InputError
 from stcli.filters.source import GivenFilters
-from stcli.model.calibrate import calibrate, recall_by_probes
+from stcli.model.calibrate import Sample, calibrate
 from stcli.model.planner import BANDS, PROBE
 from tests.model.corpus import Corpus, check_results, make
 
@@ -106,7 +106,7 @@ def test_the_curve_by_hand(large):
     corpus, queries = large
     model, few = corpus.model, queries[:5]
     filters = [None, "group = 3", "group = 9", None, "group < 2"]
-    curve = recall_by_probes(model, torch.from_numpy(few), given(corpus, filters), 7)
+    curve = Sample(model, torch.from_numpy(few), given(corpus, filters), 7, None).coverage()
     assert curve.shape == (5, 128)
     for probes in (1, 4, 30, 128):
         found = model(few, filters, 7, probes=probes, candidates=20_000)

@@ -82,8 +82,8 @@ def make_case(
 
 
 def near(rows: Quantized, centres: torch.Tensor) -> Quantized:
-    """The rows pulled to within some 30 % of the centres, with scales much alike."""
-    codes = (0.7 * centres.float() + 0.25 * rows.codes.float()).round().to(torch.int8)
+    """The rows pulled towards the centres, with scales much alike."""
+    codes = (0.55 * centres.float() + 0.4 * rows.codes.float()).round().to(torch.int8)
     return Quantized(codes, 1 + 0.1 * rows.scales)
 
 

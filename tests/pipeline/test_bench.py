@@ -388,7 +388,8 @@ def test_the_papers_form_is_measured_as_retrieve_runs_it(tiny, tmp_path):
         preset="silvertorch", bloom_bits=512, bloom_hashes=1,
     )  # fmt: skip
     stcli.pack_model(index, model)
-    texts = [f"tags = 't{number % 60:02d}' AND NOT color = 'red'" for number in range(NUM_QUERIES)]
+    shapes = ("tags = 't{:02d}' AND NOT color = 'red'", "color = 'red' AND NOT tags = 't{:02d}'")
+    texts = [shapes[number % 2].format(number % 60) for number in range(NUM_QUERIES)]
     table = pq.read_table(tiny.queries).set_column(2, "filter", pa.array(texts))
     pq.write_table(table, tmp_path / "q.parquet")
     stcli.bench(model, tmp_path / "q.parquet", tmp_path / "r", **{**OPTIONS, "repeat": 1, "probes": (4,)})
