@@ -14,10 +14,10 @@ WHEEL_TREE := build/wheel-tree
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-fast lint types format wheel wheel-test clean
+.PHONY: help install demo test test-fast gpu lint types format wheel wheel-test clean
 
 help:
-	@echo "targets: demo test test-fast lint types format wheel-test clean"
+	@echo "targets: demo test test-fast gpu lint types format wheel-test clean"
 
 install: $(STAMP)
 
@@ -58,6 +58,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+# On a machine with a GPU, from a checkout, with the Python that has torch: nothing is installed.
+gpu:
+	$(PYTHON) -m pytest -m gpu tests/test_gpu.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,11 +16,15 @@ from stcli.filters.vocabulary import Vocabulary
 from stcli.index import kmeans, write
 from stcli.index.ingest import Staged
 from stcli.ops.build_bit_matrix import build_bit_matrix
+from stcli.ops.count_bits import count_bits
+from stcli.ops.filter_match import filter_match
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.storage.index_dir import IndexWriter
-from stcli.types import BitMatrix, Postings, Quantized
+from stcli.types import LEAF_BLOOM, BitMatrix, Postings, Program, Quantized
 
 ASSIGN_ROWS = 1 << 14
+RATE_SAMPLE, RATE_CHUNK = 256, 16
+"""Bloom terms whose false positives are counted, and how many at once."""
 
 
 @dataclass
@@ -139,6 +143,27 @@ class _Timer:
         self._timings[self._stage] = self._timings.get(self._stage, 0.0) + time.perf_counter() - self._start
 
 
+def measured_rate(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, backend: str) -> float | None:
+    """Share of the items without a term that its Bloom rows admit: the mean over terms spread over the vocabulary.
+
+    None without Bloom terms.
+    """
+    terms = torch.nonzero(layout.plan.bloom).flatten()
+    if not len(terms):
+        return None
+    terms = terms[torch.linspace(0, len(terms) - 1, min(len(terms), RATE_SAMPLE)).long()]
+    counts = torch.from_numpy(vocabulary.counts)[terms]
+    wrong = []
+    for some, count in zip(terms.split(RATE_CHUNK), counts.split(RATE_CHUNK), strict=True):
+        leaves = torch.zeros(len(some), 4, dtype=torch.int64)
+        leaves[:, 0], leaves[:, 1] = LEAF_BLOOM, some
+        each = torch.arange(len(some) + 1)
+        program = Program(leaves, each[:-1].int(), each, torch.zeros(len(some), dtype=torch.bool), 1)
+        admitted = count_bits(filter_match(matrix, program, backend=backend), backend=backend)
+        wrong.append((admitted - count).double() / (matrix.num_items - count).clamp(min=1))
+    return round(float(torch.cat(wrong).mean()), 9)
+
+
 def describe_filter(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, config: BuildConfig) -> dict[str, Any]:
     """The `filter` part of the manifest: sizes, and where each feature stands."""
     widths = torch.diff(matrix.bloom_offsets)
@@ -149,6 +174,7 @@ def describe_filter(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, c
         "bloom_rows": [int(widths.min()), int(widths.median()), int(widths.max())] if len(widths) else [0, 0, 0],
         "num_hashes": matrix.num_hashes,
         "bloom_fpr": layout.plan.bloom_fpr,
+        "measured_fpr": measured_rate(matrix, vocabulary, layout, config.backend),
         "paper": layout.paper,
         "fixed_width": layout.plan.fixed_width,
         "bytes_per_item": round(num_bytes / matrix.num_items, 3),
