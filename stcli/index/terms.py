@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stcli.errors import InputError
+from stcli.filters.ragged import places
 from stcli.filters.vocabulary import Feature, Strings
 from stcli.storage.columns import STORED_TYPE, FeatureValues
 
@@ -73,7 +74,7 @@ class TermCollector:
         starts = np.concatenate(([0], np.cumsum(total)[:-1]))
         merged = np.empty(int(total.sum()), np.int32)
         for code, length in zip(codes, lengths, strict=True):
-            merged[ragged_places(starts, length)] = code
+            merged[places(starts, length)] = code
             starts = starts + length
         with self._path.open("ab") as file:
             file.write(merged.data)
@@ -143,18 +144,11 @@ class CollectedTerms:
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         if not int(lengths.sum()):
             return np.zeros(0, np.int32), np.zeros(len(rows), np.int64)
-        terms = self.final_ids[self.raw[ragged_places(self.offsets[rows], lengths)]]
+        terms = self.final_ids[self.raw[places(self.offsets[rows], lengths)]]
         keys = np.repeat(np.arange(len(rows), dtype=np.int64) << 32, lengths) | terms
         keys.sort()
         keys = keys[np.concatenate(([True], keys[1:] != keys[:-1]))]
         return (keys & 0xFFFFFFFF).astype(np.int32), np.bincount(keys >> 32, minlength=len(rows)).astype(np.int64)
-
-
-def ragged_places(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`starts[i], starts[i] + 1, …` for each line i, `lengths[i]` of them, one line after another; int64."""
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def _values_of(values: pa.Array, kind: str) -> np.ndarray | Strings:

@@ -6,9 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stcli.filters.ragged import places
 from stcli.filters.vocabulary import Strings
 from stcli.index import terms as module
-from stcli.index.terms import TermCollector, ragged_places
+from stcli.index.terms import TermCollector
 from stcli.storage.columns import feature_kind, read_feature
 from tests.index_tools import feature_values, mixed_columns
 
@@ -108,6 +109,6 @@ def test_many_distinct_values_over_many_batches(tmp_path, monkeypatch):
     check(collected, columns, list(range(0, 5000, 7)))
 
 
-def test_ragged_places():
-    assert ragged_places(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
-    assert ragged_places(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
+def test_places():
+    assert places(np.array([5, 0, 9]), np.array([2, 0, 3])).tolist() == [5, 6, 9, 10, 11]
+    assert places(np.zeros(0, np.int64), np.zeros(0, np.int64)).tolist() == []
