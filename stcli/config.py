@@ -153,6 +153,9 @@ class RetrieveConfig:
     target_recall: float = 0.95
     calibration: str | None = None
     rescore: int | None = None
+    audit: int | None = None
+    min_recall: float | None = None
+    max_short_fraction: float | None = None
     verify: str = "auto"
     min_score: float | None = None
     limit: int | None = None
@@ -184,6 +187,9 @@ class RetrieveConfig:
         at_least("--batch-size", self.batch_size, 1)
         at_least("--part-rows", self.part_rows, 1)
         at_least("--limit", self.limit, 1)
+        at_least("--audit", self.audit, 1)
+        fraction("--min-recall", self.min_recall)
+        fraction("--max-short-fraction", self.max_short_fraction)
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
         one_of("--score-dtype", self.score_dtype, ("float32", "float16", "none"))
         one_of("--verify", self.verify, ("auto", "on", "off"))
@@ -237,8 +243,7 @@ class BenchConfig:
             raise InputError(
                 f"--target-recall {self.target_recall}: expected a share above 0 and up to 1, such as 0.95"
             )
-        if self.min_recall is not None:
-            fraction("--min-recall", self.min_recall)
+        fraction("--min-recall", self.min_recall)
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
@@ -253,7 +258,7 @@ def at_least(option: str, value: int | None, least: int) -> None:
         raise InputError(f"{option} {value}: expected a whole number of at least {least}")
 
 
-def fraction(option: str, value: float) -> None:
-    """Check that an option lies in 0 … 1."""
-    if not 0 <= value <= 1:
+def fraction(option: str, value: float | None) -> None:
+    """Check that an option, if given, lies in 0 … 1."""
+    if value is not None and not 0 <= value <= 1:
         raise InputError(f"{option} {value}: expected a fraction from 0 to 1")

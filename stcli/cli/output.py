@@ -87,6 +87,8 @@ def show(name: str, value: Any, group: str) -> str:
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     if isinstance(value, list | tuple):
         return " / ".join(show(name, item, group) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {show(key, item, group)}" for key, item in value.items())
     text = str(value)
     return text[:16] if name == "fingerprint" else text
 

@@ -61,6 +61,31 @@ def retrieve(
             show_default=False,
         ),
     ] = None,
+    audit: Annotated[
+        int | None,
+        opt.option(
+            "--audit",
+            "Search so many random queries of this run exactly afterwards, and state their recall by band.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
+    min_recall: Annotated[
+        float | None,
+        opt.option(
+            "--min-recall",
+            "Exit with 3, results not published, if the audited recall is below (0 to 1); audits 1,000 by itself.",
+            show_default=False,
+        ),
+    ] = None,
+    max_short_fraction: Annotated[
+        float | None,
+        opt.option(
+            "--max-short-fraction",
+            "Exit with 3, results not published, if a larger share of queries has fewer than k results (0 to 1).",
+            show_default=False,
+        ),
+    ] = None,
     columns: Annotated[
         str | None, opt.option("--columns", "Query columns copied to the output, comma-separated.", show_default=False)
     ] = None,
@@ -121,6 +146,7 @@ def retrieve(
       stcli retrieve model.safetensors queries.parquet -o results --k 100 --filter-column filter
       stcli retrieve model.safetensors queries.parquet -o exact --exact
       stcli retrieve model.safetensors queries.parquet -o r --filter "lang IN $langs AND price <= $budget"
+      stcli retrieve model.safetensors queries.parquet -o r --audit 1000 --min-recall 0.95
       stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
@@ -143,6 +169,9 @@ def retrieve(
         exact=exact,
         calibration=calibration,
         rescore=rescore,
+        audit=audit,
+        min_recall=min_recall,
+        max_short_fraction=max_short_fraction,
         columns=opt.split(columns),
         item_columns=opt.split(item_columns),
         explain=explain,

@@ -62,7 +62,7 @@ def calibrate(
         `Calibration` for this artifact and k.
     """
     k = min(k, model.num_items)
-    bands = _bands(model, filters, allowed)
+    bands = bands_of_queries(model, filters, allowed)
     scale = (total or len(vectors)) / max(len(vectors), 1)
     order = torch.from_numpy(np.random.default_rng([seed, 3]).permutation(len(vectors)))
     probes, recalls, bounds, sizes = [], [], [], []
@@ -152,8 +152,8 @@ def mean_and_bound(recall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, mean - ONE_SIDED_95 * recall.std(0, correction=1) / len(recall) ** 0.5
 
 
-def _bands(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:
-    """Band int64 [S] of each query, on the CPU."""
+def bands_of_queries(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:
+    """Band int64 [S] of each query by the items that its filter admits, on the CPU."""
     parts = []
     for start in range(0, len(filters), FILTERS_AT_ONCE):
         batch = filters.batch(start, min(start + FILTERS_AT_ONCE, len(filters)))

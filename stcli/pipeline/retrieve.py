@@ -18,6 +18,7 @@ from stcli.model.calibrate import calibrate
 from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
+from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.device import choose_device, describe_device, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.item_lists import ItemLists
@@ -66,6 +67,7 @@ def retrieve(
         InputError: an option, the table or a row cannot be used.
         FormatError: `model` is no whole artifact.
         ExistsError: `output` is there and `overwrite` is not set.
+        ThresholdError: `min_recall` or `max_short_fraction` was missed; the parts stay in OUTPUT.partial.
     """
     config = RetrieveConfig(**options)
     config.check()
@@ -154,7 +156,12 @@ class Run:
                 writer.discard()
             raise
         timings["search"] = round(timings["search"], 3)
+        begin = time.perf_counter()
+        audited = self._audit(engine.options)
+        timings["audit"] = round(time.perf_counter() - begin, 3)
+        check_thresholds(config, audited, counts.queries - counts.rejected, counts.short, str(writer.folder))
         run = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "output": str(self.output), "timings_s": timings}
+        run |= {"audit": audited} if audited else {}
         rejected = self.quarantine.write(self.output)
         if writer.is_whole:
             self.warnings.append(f"{self.output}: was whole already, from the same inputs and options")
@@ -166,11 +173,21 @@ class Run:
             "counts": asdict(counts) | {"parts": self.num_parts, "parts_resumed": resumed},
             "queries_per_s": speed,
             "calibration": calibration.to_json() if calibration else None,
+            "audit": audited,
             "fingerprint": manifest["fingerprint"],
             "timings_s": timings,
             "warnings": self.warnings,
             "outputs": {"results": str(self.output), "rejected": str(rejected) if rejected else None},
         }
+
+    def _audit(self, options: SearchOptions) -> dict[str, dict[str, Any]] | None:
+        """Recall of random queries of this run, if it was asked for."""
+        config = self.config
+        size = config.audit or (DEFAULT_SAMPLE if config.min_recall is not None else None)
+        if size is None:
+            return None
+        seed = config.seed + SEED_APART
+        return audit(self.model, sample_queries(self.reader, self.table, self.num_rows, size, seed), options)
 
     def _warn_about(self, counts: Counts) -> None:
         if counts.unknown_values:
