@@ -85,14 +85,18 @@ def check_index(path: Path, columns: dict[str, pa.Array], features: list[str], m
 
 
 def check_clusters(read: Read, source: list[int], exact: np.ndarray) -> None:
-    """Rows stand by cluster, within one in table order, and each is in its nearest cluster."""
+    """Rows stand by cluster, within one the farthest first, and each is in its nearest cluster."""
     offsets = read.arrays["cluster_offsets"].tolist()
     assert offsets[0] == 0
     assert offsets[-1] == len(source)
     assert len(offsets) == read.manifest["num_clusters"] + 1
-    for first, end in itertools.pairwise(offsets):
-        assert source[first:end] == sorted(source[first:end])
     centres = read.arrays["centroid_codes"].astype(np.float64) * read.arrays["centroid_scales"][:, None]
+    restored = read.arrays["codes"].astype(np.float64) * read.arrays["scales"][:, None]
+    for (first, end), centre in zip(itertools.pairwise(offsets), centres, strict=True):
+        away = ((restored[first:end] - centre) ** 2).sum(1)
+        assert (np.diff(away) <= 1e-9 * away.max(initial=0)).all()
+        same = (np.diff(restored[first:end], axis=0) == 0).all(1)
+        assert (np.diff(source[first:end])[same] > 0).all()
     distance = ((exact[:, None] - centres[None, :, : exact.shape[1]]) ** 2).sum(2)
     mine = distance[np.arange(len(source)), np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))]
     # A row is assigned by its codes, which are up to half a step off in each dimension: it may lie that far off, too.

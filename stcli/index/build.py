@@ -46,8 +46,8 @@ class Build:
         with self._timed("cluster"):
             centroids = self._train(num_clusters)
         with self._timed("assign"):
-            chosen = self._assign(centroids)
-        order = write.order_by_cluster(staged.keep, chosen, num_clusters)
+            chosen, distances = self._assign(centroids)
+            order = write.order_by_cluster(staged.keep, chosen, distances, num_clusters)
         scale = staged.largest / 127 if config.scale == "global" and staged.largest else None
         with self._timed("quantize"):
             write.write_clusters(writer, centroids, order)
@@ -101,18 +101,19 @@ class Build:
             progress=lambda done: self.progress("cluster", done, kmeans.ITERATIONS, "iterations"),
         )
 
-    def _assign(self, centroids: Quantized) -> np.ndarray:
+    def _assign(self, centroids: Quantized) -> tuple[np.ndarray, np.ndarray]:
+        """The cluster of each kept row int32 [N], and its squared distance from the centroid float64 [N]."""
         keep = self.staged.keep
-        chosen = np.empty(len(keep), np.int32)
+        chosen, distances = np.empty(len(keep), np.int32), np.empty(len(keep))
         for start in range(0, len(keep), ASSIGN_ROWS):
             part = slice(start, start + ASSIGN_ROWS)
             vectors = torch.from_numpy(self.staged.embeddings[keep[part]]).to(self.device)
-            nearest = kmeans.assign(
-                quantize_rows(vectors, backend=self.config.backend), centroids, backend=self.config.backend
-            )
+            rows = quantize_rows(vectors, backend=self.config.backend)
+            nearest = kmeans.assign(rows, centroids, backend=self.config.backend)
             chosen[part] = nearest.cpu().numpy()
+            distances[part] = kmeans.squared_distances(rows, centroids, nearest).cpu().numpy()
             self.progress("assign", min(start + ASSIGN_ROWS, len(keep)), len(keep), "items")
-        return chosen
+        return chosen, distances
 
     def _matrix(self, vocabulary: Vocabulary, num_items: int) -> tuple[Layout, BitMatrix]:
         if self.config.preset == "silvertorch":

@@ -22,6 +22,8 @@ FIXED_POINT_BITS = 40
 
 SUM_ROWS = 1 << 14
 
+DISTANCE_ROWS = 1 << 10
+
 
 def default_num_clusters(num_items: int) -> int:
     """The power of two nearest (in log) to 4 * sqrt(num_items), at most the number of items."""
@@ -88,6 +90,21 @@ def assign(rows: Quantized, centroids: Quantized, *, backend: str = "auto") -> t
     centroids = Quantized(centroids.codes, centroids.scales * unit)
     half_norms = squares * centroids.scales * centroids.scales / 2
     return assign_clusters(rows, centroids, half_norms, backend=backend)
+
+
+def squared_distances(rows: Quantized, centroids: Quantized, chosen: torch.Tensor) -> torch.Tensor:
+    """The squared distance of each row from its centre `chosen` int64 [R]; float64 [R], the same on any device.
+
+    Rows and centres are taken as quantized, so that all sums are of whole numbers.
+    """
+    of_centres = centroids.codes.int().square().sum(1)
+    parts = []
+    for codes, scales, mine in zip(*(x.split(DISTANCE_ROWS) for x in (rows.codes, rows.scales, chosen)), strict=True):
+        row, centre = scales.double(), centroids.scales.double()[mine]
+        dots = (codes.int() * centroids.codes[mine]).sum(1)
+        squares = codes.int().square().sum(1)
+        parts.append((row * row) * squares - 2 * (row * centre) * dots + (centre * centre) * of_centres[mine])
+    return torch.cat(parts)
 
 
 def _reseed_empty(centres: torch.Tensor, sizes: torch.Tensor) -> None:

@@ -26,7 +26,8 @@ class RowOrder:
     """Where the rows of the index come from.
 
     Attributes:
-        source: int64 [N], staged row of each index row: by cluster, then by staged row.
+        source: int64 [N], staged row of each index row: by cluster, then the farthest from the
+            centroid first, then by staged row.
         offsets: int64 [C + 1], rows of each cluster.
     """
 
@@ -34,9 +35,12 @@ class RowOrder:
     offsets: np.ndarray
 
 
-def order_by_cluster(keep: np.ndarray, chosen: np.ndarray, num_clusters: int) -> RowOrder:
-    """Sort the kept rows by their cluster int64 [N], keeping their order within it."""
-    order = np.argsort(chosen, kind="stable")
+def order_by_cluster(keep: np.ndarray, chosen: np.ndarray, distances: np.ndarray, num_clusters: int) -> RowOrder:
+    """Sort the kept rows by their cluster int32 [N], within it by falling distance float64 [N] from the centroid.
+
+    Then the rows of a tile lie in a thin shell, whose upper bound lets the exact search leave it out (`prune.h`).
+    """
+    order = np.lexsort((-distances, chosen))
     sizes = np.bincount(chosen, minlength=num_clusters)
     return RowOrder(keep[order], np.concatenate(([0], np.cumsum(sizes))).astype(np.int64))
 

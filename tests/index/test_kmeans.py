@@ -111,6 +111,14 @@ def test_assign_is_the_nearest_by_the_stated_arithmetic():
     assert (chosen <= distance.min(1) * (1 + 1e-4) + 1e-6).all()
 
 
+def test_squared_distances_are_those_of_the_quantized_rows(monkeypatch):
+    monkeypatch.setattr(kmeans, "DISTANCE_ROWS", 40)
+    rows, centres = quantize_rows(points(90, 12)), quantize_rows(points(11, 12, seed=4))
+    chosen = kmeans.assign(rows, centres)
+    expected = ((centres_of(rows, 12) - centres_of(centres, 12)[chosen.numpy()]) ** 2).sum(1)
+    np.testing.assert_allclose(kmeans.squared_distances(rows, centres, chosen).numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
 def test_empty_clusters_are_put_beside_the_largest():
     # Four distinct points, ten clusters: at most four can have members, the others move but never become NaN.
     rows = torch.eye(4, 6).repeat(25, 1) * 3

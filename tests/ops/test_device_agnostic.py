@@ -82,6 +82,7 @@ def test_kmeans():
     on_both(lambda points: kmeans.train(points, 12), normal(400, 16))
     on_both(lambda points: kmeans.train(points, 12), torch.eye(4, 8).repeat(10, 1))  # clusters become empty
     on_both(kmeans.assign, quantized(200, 16, 1), quantized(9, 16, 2))
+    on_both(kmeans.squared_distances, quantized(200, 16, 1), quantized(9, 16, 2), torch.arange(200) % 9)
 
 
 @pytest.mark.parametrize("num_probes", [1, 7, 99])
