@@ -170,6 +170,7 @@ class RetrieveConfig:
     memory_limit: str | int | None = None
     seed: int = 0
     device: str = "auto"
+    place: Sequence[str] = ()
     backend: str = "auto"
     threads: int | None = None
     overwrite: bool = False

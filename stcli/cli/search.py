@@ -123,6 +123,14 @@ def retrieve(
     memory_limit: opt.MemoryLimit = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
+    place: Annotated[
+        str | None,
+        opt.option(
+            "--place",
+            "On a GPU: embeddings=gpu|host,terms=gpu|host. [default: embeddings where they fit, terms on the host]",
+            show_default=False,
+        ),
+    ] = None,
     backend: opt.Backend = "auto",
     threads: opt.Threads = None,
     resume: Annotated[
@@ -188,6 +196,7 @@ def retrieve(
         memory_limit=memory_limit,
         seed=seed,
         device=device,
+        place=opt.split(place),
         backend=backend,
         threads=threads,
         resume=resume,

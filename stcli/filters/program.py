@@ -82,15 +82,15 @@ class FilterBatch:
         return replace(
             self,
             filter_of_query=self.filter_of_query.to(device, non_blocking=True),
-            program=None if self.program is None else _moved(self.program, device),
-            terms=None if self.terms is None else _moved(self.terms, device),
+            program=None if self.program is None else moved(self.program, device),
+            terms=None if self.terms is None else moved(self.terms, device),
         )
 
 
 P = TypeVar("P", Program, TermProgram)
 
 
-def _moved(program: P, device: torch.device) -> P:
+def moved(program: P, device: torch.device) -> P:
     """A program with its tensors on `device`."""
     tensors: dict[str, Any] = {
         name: value.to(device, non_blocking=True)

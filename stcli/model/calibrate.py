@@ -155,8 +155,9 @@ def mean_and_bound(recall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def bands_of_queries(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:
     """Band int64 [S] of each query by the items that its filter admits, on the CPU."""
     parts = []
-    for start in range(0, len(filters), FILTERS_AT_ONCE):
-        batch = filters.batch(start, min(start + FILTERS_AT_ONCE, len(filters)))
+    step = min(FILTERS_AT_ONCE, model.filters_at_once)
+    for start in range(0, len(filters), step):
+        batch = filters.batch(start, min(start + step, len(filters)))
         words, lines = model.admit(batch.to(model.device), allowed)
         admitted = torch.full_like(lines, model.num_items)
         if words is not None:

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import torch
 
+from stcli.model.placement import Placement
 from stcli.model.retriever import Retriever
 from stcli.storage.artifact import open_artifact_file
 
 
 def open_artifact(
-    path: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto", verify: bool = False
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    backend: str = "auto",
+    verify: bool = False,
+    placement: Placement | None = None,
 ) -> Retriever:
     """Open an artifact made by `pack_model`; its tensors are mapped and load when they are touched.
 
@@ -20,6 +26,7 @@ def open_artifact(
         device: where the search tensors go; the CPU maps the file, a GPU copies it.
         backend: see `ops/dispatch.py`.
         verify: check the hash of every tensor first.
+        placement: which tensors go to the GPU, see `stcli.model.placement`; None: all but ids and exact terms.
 
     Returns:
         A `Retriever`, ready to be called.
@@ -28,4 +35,6 @@ def open_artifact(
         FormatError: not an artifact, truncated, edited or of another version.
     """
     retriever = Retriever(open_artifact_file(Path(path), verify), backend)
+    if placement is not None:
+        return retriever.place(torch.device(device), placement).eval()
     return retriever.to(device).eval()

@@ -11,13 +11,14 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from stcli.errors import InputError
+from stcli.errors import InputError, RunError
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import FilterSource, GivenFilters
 from stcli.filters.stored import load_layout, load_matrix, load_terms, load_vocabulary
 from stcli.filters.tree import Node
 from stcli.model.eligibility import Excluded, excluded_rows
 from stcli.model.lookup import IdLookup
+from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.results import Results, concatenate
 from stcli.model.search import Search, Tile
@@ -50,6 +51,8 @@ class Retriever(nn.Module):
         self.manifest: dict[str, Any] = manifest
         self.backend = backend
         self.words_bytes = WORDS_BYTES
+        self.tile_queries = TILE_QUERIES
+        self.warnings: list[str] = []
         for name in _BUFFERS:
             if name in arrays:
                 self.register_buffer(name, torch.from_numpy(arrays[name]), persistent=False)
@@ -63,6 +66,19 @@ class Retriever(nn.Module):
         self.register_buffer("own_words", matrix.own, persistent=False)
         self.register_buffer("bloom_words", matrix.bloom, persistent=False)
         self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
+
+    def place(self, device: torch.device, placement: Placement) -> Retriever:
+        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+        for group in placement.gpu:
+            if group == "terms":
+                self.terms = Postings(self.terms.values.to(device), self.terms.offsets.to(device))
+                continue
+            for name in GROUPS[group]:
+                if name in self._buffers:
+                    setattr(self, name, self.get_buffer(name).to(device))
+        self.tile_queries = placement.tile_queries
+        self.words_bytes = placement.tile_queries * 8 * ((self.num_items + 63) // 64)
+        return self
 
     @property
     def num_items(self) -> int:
@@ -205,22 +221,48 @@ class Retriever(nn.Module):
     def search(
         self, vectors: torch.Tensor, filters: FilterSource, options: SearchOptions, excluded: Excluded | None = None
     ) -> Results:
-        """Search checked queries float32 [B, D] in tiles whose filter words fit in memory."""
-        parts = []
+        """Search checked queries float32 [B, D] in tiles whose filter words fit in memory.
+
+        Where the device runs out of memory, the tile is halved and searched again; results do not depend on tiles.
+        """
+        parts: list[Results] = []
         start = 0
         while start < len(vectors):
-            stop = min(start + TILE_QUERIES, len(vectors))
+            stop = min(start + self.tile_queries, len(vectors))
             batch = filters.batch(start, stop)
-            if batch.num_filters > self._filters_at_once:
-                stop = start + self._filters_at_once
+            if batch.num_filters > self.filters_at_once:
+                stop = start + self.filters_at_once
                 batch = filters.batch(start, stop)
             lines = excluded.slice(start, stop) if excluded is not None else None
-            parts.append(self._search_tile(vectors[start:stop], batch, options, lines))
+            try:
+                parts.append(self._search_tile(vectors[start:stop], batch, options, lines))
+            except torch.OutOfMemoryError:
+                found = False
+            else:
+                found = True
+            if not found:  # outside of `except`, where the error would keep the tensors of the failed tile alive
+                self._shrink_tiles(stop - start)
+                continue
             start = stop
         return concatenate(parts, self.ids, options.k)
 
+    def _shrink_tiles(self, failed: int) -> None:
+        """Half as many queries at once, after a tile of `failed` queries did not fit."""
+        if failed <= LEAST_QUERIES:
+            raise RunError(
+                f"{self.device}: out of memory with {failed} queries at once; free memory on it, lower --rescore, or "
+                "use --device cpu"
+            )
+        self.tile_queries = max(failed // 2, LEAST_QUERIES)
+        self.words_bytes = min(self.words_bytes, self.tile_queries * 8 * ((self.num_items + 63) // 64))
+        self.__dict__.pop("_words", None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.warnings.append(f"{self.device} ran out of memory; going on with {self.tile_queries} queries at once")
+
     @property
-    def _filters_at_once(self) -> int:
+    def filters_at_once(self) -> int:
+        """Filters whose words are held at once, at least 64."""
         return max(self.words_bytes // (8 * ((self.num_items + 63) // 64)), 64)
 
     def _search_tile(
@@ -258,7 +300,7 @@ class Retriever(nn.Module):
     @cached_property
     def _words(self) -> torch.Tensor:
         """Where the words of a tile are written: the pages of a fresh tensor cost more than filling them."""
-        lines = min(self._filters_at_once, TILE_QUERIES) + 1
+        lines = min(self.filters_at_once, TILE_QUERIES) + 1
         return torch.empty(lines, (self.num_items + 63) // 64, dtype=torch.int64, device=self.device)
 
     def normalized(self, vectors: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from stcli.filters.program import FilterBatch
+from stcli.filters.program import FilterBatch, moved
 from stcli.model.eligibility import Excluded
 from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
 from stcli.model.results import Results
@@ -154,7 +154,10 @@ class Search:
         if self.embeddings is None:
             scores = torch.where(eligible, found.scores, -torch.inf)
         else:
-            scores = rescore(self.vectors[which], self.embeddings, candidates, backend=self.backend)
+            place = self.embeddings.values.device  # the host's, where the device has no room for them
+            scores = rescore(
+                self.vectors[which].to(place), self.embeddings, candidates.to(place), backend=self._backend_at(place)
+            ).to(candidates.device)
         return _Found(*self._best(candidates, scores), full, bound)
 
     def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,13 +169,22 @@ class Search:
 
     def _verify(self, found: Candidates, which: torch.Tensor) -> torch.Tensor:
         """Which candidates satisfy their query's filter by their exact terms; bool [b, k0]."""
-        filters = self.unverified[which.cpu()]
-        if self.tile.filters.terms is None or not bool((filters >= 0).any()):
+        filters, place = self.unverified[which.cpu()], self.model.terms.values.device
+        program = self.tile.filters.terms
+        if program is None or not bool((filters >= 0).any()):
             return found.rows >= 0
         eligible = verify_terms(
-            self.model.terms, self.tile.filters.terms, found.rows.cpu(), filters, backend=self.backend
+            self.model.terms,
+            moved(program, place),
+            found.rows.to(place),
+            filters.to(place),
+            backend=self._backend_at(place),
         )
         return eligible.to(found.rows.device)
+
+    def _backend_at(self, place: torch.device) -> str:
+        """The backend asked for, or any that runs where a tensor was left on the host."""
+        return self.backend if place.type == self.vectors.device.type else "auto"
 
     def _best(self, candidates: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The k best candidates of each line by score, then item id."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from stcli.errors import DeviceError
@@ -28,6 +30,24 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
     return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that is free now."""
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def fallback_note(name: str, device: torch.device) -> str | None:
+    """Why `auto` did not take a GPU, where that may surprise: torch could use one, or one is there without a torch."""
+    if name != "auto" or device.type == "cuda":
+        return None
+    if torch.version.cuda is None:
+        return "no GPU is used: torch was built without CUDA" if _driver_is_there() else None
+    return "no GPU is used: torch finds none that it can use"
+
+
+def _driver_is_there() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()
 
 
 def limit_threads(threads: int | None) -> None:

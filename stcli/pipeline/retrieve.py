@@ -19,10 +19,11 @@ from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
-from stcli.pipeline.device import choose_device, describe_device, limit_threads
+from stcli.pipeline.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.item_lists import ItemLists
 from stcli.pipeline.memory import MemoryWatch, limit_arrow
+from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries
 from stcli.storage.columns import BadRows
@@ -75,8 +76,10 @@ def retrieve(
     device = choose_device(config.device)
     limit_threads(config.threads)
     limit = limit_arrow(config.memory_limit)
-    opened = open_artifact(model, device=device, backend=config.backend)
-    opened.words_bytes = min(opened.words_bytes, limit // 4)
+    placement = place_artifact(model, device, config)
+    opened = open_artifact(model, device=device, backend=config.backend, placement=placement)
+    if placement is None:
+        opened.words_bytes = min(opened.words_bytes, limit // 4)
     reader = QueryReader(
         opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column
     )
@@ -94,6 +97,11 @@ def retrieve(
     }
     summary["version"], summary["options"] = __version__, asdict(config)
     summary["device"] = describe_device(device)
+    summary["placement"] = placement.summary() if placement else None
+    summary["warnings"] += opened.warnings
+    note = fallback_note(config.device, device)
+    if note:
+        summary["warnings"].append(note)
     summary["memory_bytes"] = memory.summary()
     summary["timings_s"]["total"] = round(time.perf_counter() - start, 3)
     return summary

@@ -246,12 +246,12 @@ def test_results_do_not_depend_on_the_batch(corpus):
 
 
 def test_results_do_not_depend_on_how_words_are_tiled(corpus, monkeypatch):
-    from stcli.model import retriever, search
+    from stcli.model import search
 
     model, queries = corpus[0].model, corpus[1]
     filters = [f"price < {number / 7}" for number in range(len(queries))]
     whole = model(queries, filters, 30)
-    monkeypatch.setattr(retriever, "TILE_QUERIES", 5)
+    monkeypatch.setattr(model, "tile_queries", 5)
     monkeypatch.setattr(search, "SLOTS", 100)
     assert same(whole, model(queries, filters, 30))
 

@@ -1,0 +1,61 @@
+"""The placement of an artifact's tensors, from its header and the free memory of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stcli.config import RetrieveConfig
+from stcli.errors import InputError
+from stcli.model.placement import Placement, check_wanted, choose_placement, group_bytes
+from stcli.model.planner import default_candidates
+from stcli.pipeline.device import free_bytes
+from stcli.pipeline.sizes import array_bytes
+from stcli.storage.artifact import open_artifact_file
+
+
+def place_artifact(path: str | Path, device: torch.device, config: RetrieveConfig) -> Placement | None:
+    """Choose what of an artifact lies on a GPU; None for the CPU, which maps the file.
+
+    Raises:
+        InputError: `--place` does not parse.
+        DeviceError: the artifact does not fit.
+    """
+    wanted = parse_places(config.place)
+    if device.type != "cuda":
+        return None
+    manifest = open_artifact_file(Path(path)).manifest
+    return placement_of(manifest, config, free_bytes(device), wanted)
+
+
+def placement_of(
+    manifest: Mapping[str, Any], config: RetrieveConfig, free: int, wanted: Mapping[str, str] | None = None
+) -> Placement:
+    """The placement of an artifact with this manifest on a device with so many bytes free."""
+    num_items = int(manifest["num_items"])
+    candidates = config.rescore or default_candidates(config.k)
+    return choose_placement(
+        group_bytes({name: array_bytes(entry) for name, entry in manifest["arrays"].items()}),
+        num_items,
+        min(2 * candidates, num_items),  # what most proofs of a search of all admitted rows need
+        free,
+        wanted=parse_places(config.place) if wanted is None else wanted,
+        batch_size=config.batch_size,
+    )
+
+
+def parse_places(given: tuple[str, ...] | list[str] | Any) -> dict[str, str]:
+    """`("terms=gpu",)` as a mapping.
+
+    Raises:
+        InputError: a part has no `=`, or names an unknown group or place.
+    """
+    for text in given:
+        if "=" not in text:
+            raise InputError(f"--place {text!r}: expected group=place, such as terms=gpu")
+    wanted = dict(text.split("=", 1) for text in given)
+    check_wanted(wanted)
+    return wanted
