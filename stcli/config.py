@@ -222,6 +222,8 @@ class BenchConfig:
     item_id_column: str = "item_id"
     item_embedding_column: str = "embedding"
     batch_size: int | None = None
+    against: Sequence[str] = ()
+    compare_at: Sequence[float] = ()
     seed: int = 0
     device: str = "auto"
     backend: str = "auto"
@@ -235,6 +237,11 @@ class BenchConfig:
             InputError: an option has no usable value.
         """
         at_least("--k", self.k, 1)
+        for name in self.against:
+            one_of("--against", name, ("faiss", "torch", "paper"))
+        for target in self.compare_at:
+            if not 0 < target <= 1:
+                raise InputError(f"--compare-at {target:g}: expected recalls above 0 and up to 1, such as 0.95,0.98")
         at_least("--sample", self.sample, 1)
         at_least("--repeat", self.repeat, 1)
         at_least("--batch-size", self.batch_size, 1)

@@ -13,7 +13,16 @@ import stcli
 
 ROOT = Path(stcli.__file__).parent
 
-LAYERS = [["cli"], ["pipeline"], ["model", "index"], ["filters"], ["ops", "storage"], ["types", "config"], ["errors"]]
+LAYERS = [
+    ["cli"],
+    ["pipeline"],
+    ["peers"],
+    ["model", "index"],
+    ["filters"],
+    ["ops", "storage"],
+    ["types", "config"],
+    ["errors"],
+]
 """A file imports from layers after its own, or from its own folder; two names of one layer never import each other."""
 
 HOMES = {

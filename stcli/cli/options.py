@@ -33,6 +33,20 @@ def split_numbers(name: str, text: str | None) -> tuple[int, ...]:
         raise InputError(f"{name} {text!r}: expected whole numbers with commas, such as 4,16,64") from error
 
 
+def split_shares(name: str, text: str | None) -> tuple[float, ...]:
+    """A comma-separated list of numbers.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    from stcli.errors import InputError
+
+    try:
+        return tuple(float(part) for part in split(text))
+    except ValueError as error:
+        raise InputError(f"{name} {text!r}: expected numbers with commas, such as 0.95,0.98") from error
+
+
 Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, option("--overwrite", "Replace an existing output, once the new one is whole.")]
 AsJson = Annotated[bool, option("--json", "Print one JSON object on stdout instead of a table.")]

@@ -242,6 +242,22 @@ def bench(
         int | None,
         opt.option("--batch-size", "Queries of one batch. [default: all of the sample]", min=1, show_default=False),
     ] = None,
+    against: Annotated[
+        str | None,
+        opt.option(
+            "--against",
+            "Other ways to search the same items, measured in turns with ours: faiss, torch, paper (comma-separated).",
+            show_default=False,
+        ),
+    ] = None,
+    compare_at: Annotated[
+        str | None,
+        opt.option(
+            "--compare-at",
+            "With --against: recalls at which speeds are compared, e.g. 0.95,0.98. [default: --target-recall]",
+            show_default=False,
+        ),
+    ] = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     backend: opt.Backend = "auto",
@@ -261,6 +277,7 @@ def bench(
     Examples:
       stcli bench model.safetensors queries.parquet -o report --filter-column filter
       stcli bench model.safetensors queries.parquet -o report --k 10 --min-recall 0.95
+      stcli bench model.safetensors queries.parquet -o report --filter-column filter --against faiss,torch,paper
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
     summary = load("bench", threads)(
@@ -281,6 +298,8 @@ def bench(
         item_id_column=item_id_column,
         item_embedding_column=item_embedding_column,
         batch_size=batch_size,
+        against=opt.split(against),
+        compare_at=opt.split_shares("--compare-at", compare_at),
         seed=seed,
         device=device,
         backend=backend,

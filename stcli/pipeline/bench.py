@@ -19,6 +19,7 @@ import torch
 from stcli.config import BenchConfig, Progress, no_progress
 from stcli.errors import InputError, ThresholdError
 from stcli.filters.exact import Tile, Truth, exact_search
+from stcli.filters.source import GivenFilters
 from stcli.model.calibrate import calibrate
 from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
@@ -128,13 +129,18 @@ class Bench:
             raise InputError(
                 "the artifact holds no embeddings to compute the truth from; name the item table with --items"
             )
+        if config.against and model.embeddings is None:
+            raise InputError(
+                "--against builds the others from the packed embeddings, and the artifact holds none; "
+                "pack it with --embedding-dtype float16 or float32"
+            )
         self.timings: dict[str, float] = {}
 
     def go(self) -> Measurements:
         """Measure everything."""
         sample = draw_sample(self.reader, self.table, self.config.sample, self.config.seed)
         with self._timed("calibrate"):
-            calibration = self._calibrate()
+            calibration = self._calibrate(self.config.target_recall, True)
         size = min(self.config.batch_size or len(sample.filters), len(sample.filters))
         arms = self._arms(calibration)
         before = private_bytes()
@@ -149,6 +155,10 @@ class Bench:
         with self._timed("truth"):
             truths = self._truths(arms, sample)
             hidden = self._hidden(sample, list(truths.values())[-1])
+        compared = None
+        if self.config.against:
+            with self._timed("against"):
+                compared = self._against(sample, size, truths[PACKED])
         return Measurements(
             model=self.model,
             config=self.config,
@@ -164,21 +174,28 @@ class Bench:
             memory=memory,
             truths=truths,
             hidden=hidden,
+            against=compared,
             timings=self.timings,
         )
 
     def _timed(self, stage: str) -> _Stage:
         return _Stage(stage, self.timings)
 
-    def _calibrate(self) -> Calibration | None:
+    def _calibrate(self, target: float, filtered: bool) -> Calibration | None:
         """Calibrate on the queries that `retrieve` would take, so that the planned setting is the one it would use."""
         config, count = self.config, self.table.num_rows
         if self.paper:
             return None
         drawn = sample_queries(self.reader, self.table, count, CALIBRATION_SAMPLE, config.seed)
-        return calibrate(
-            self.model, drawn.vectors, drawn.filters, self.k, config.target_recall, seed=config.seed, total=count
-        )
+        filters = drawn.filters if filtered else GivenFilters(self.model.planner, [None] * len(drawn.vectors))
+        return calibrate(self.model, drawn.vectors, filters, self.k, target, seed=config.seed, total=count)
+
+    def _against(self, sample: Sample, size: int, truth: Truth) -> dict[str, Any]:
+        """Measure the peers, with a truth over the packed embeddings, which they are built from."""
+        from stcli.pipeline.against import Against
+
+        base = SearchOptions(self.k, default_candidates(self.k), verify=not self.paper)
+        return Against(self.model, sample, self.config, self.k, size, base, self._calibrate, self.progress).run(truth)
 
     def _arms(self, calibration: Calibration | None) -> list[Arm]:
         """The planned setting, a sweep of fixed probes, the exact setting; verified unless in the paper's form."""

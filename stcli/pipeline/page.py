@@ -7,9 +7,13 @@ from html import escape as escape
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --muted: #646c76; --line: #dfe2e6;
-  --accent: #2563a8; --second: #b4511a; --good: #1a7f4b; --good-soft: #e5f4eb; --bad: #b3261e; --bad-soft: #fbe9e7; }
+  --accent: #2563a8; --second: #b4511a;
+  --third: #6b4fa0; --fourth: #2f7d78; --fifth: #a8456f; --sixth: #8a7a1f; --good: #1a7f4b;
+  --good-soft: #e5f4eb; --bad: #b3261e; --bad-soft: #fbe9e7; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14171a; --card: #1c2024; --ink: #e8eaed; --muted: #9aa3ad;
-  --line: #33393f; --accent: #7ab3ee; --second: #f0a06a; --good: #6fce9b; --good-soft: #16301f; --bad: #ff8f86;
+  --line: #33393f; --accent: #7ab3ee; --second: #f0a06a;
+  --third: #b59ce6; --fourth: #74c4bd; --fifth: #e58bb1; --sixth: #d3c25c; --good: #6fce9b;
+  --good-soft: #16301f; --bad: #ff8f86;
   --bad-soft: #3a1c1a; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 3rem; max-width: 74rem; background: var(--paper); color: var(--ink);

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLORS = {"ink": "#010101", "muted": "#020202", "line": "#030303", "accent": "#040404", "second": "#050505"}
+COLORS = {
+    "ink": "#010101",
+    "muted": "#020202",
+    "line": "#030303",
+    "accent": "#040404",
+    "second": "#050505",
+    "third": "#060606",
+    "fourth": "#070707",
+    "fifth": "#080808",
+    "sixth": "#090909",
+}
 """Stand-ins that `_svg` replaces by the page's variables of that name, so that the figure follows light and dark."""
 
 SIZE = (5.2, 3.3)
@@ -90,6 +100,42 @@ def recall_against_throughput(report: Mapping[str, Any]) -> str:
         axes.set_ylabel("queries a second")
 
     return _figure(draw, "Recall against throughput") if runs else ""
+
+
+def contest(workload: Mapping[str, Any], targets: Sequence[float], k: int) -> str:
+    """Recall against throughput of every contender; the settings that differ in one number are joined."""
+    shades = [COLORS[name] for name in ("accent", "third", "fourth", "fifth", "sixth", "muted", "ink")]
+
+    def draw(axes: Any) -> None:
+        for number, contender in enumerate(workload["contenders"]):
+            color = COLORS["second"] if number == 0 else shades[(number - 1) % len(shades)]
+            points = [
+                (setting["recall"]["mean"], setting["queries_per_s"]["median"], setting["step"])
+                for setting in contender["settings"]
+                if setting["recall"]["mean"] is not None
+            ]
+            steps = [point[:2] for point in points if point[2]]
+            others = [point[:2] for point in points if not point[2]]
+            name, width = contender["name"], 2.2 if number == 0 else 1.2
+            if steps:
+                axes.plot(
+                    *zip(*steps, strict=True), color=color, linewidth=width, marker="o", markersize=3.5, label=name
+                )
+            if others:
+                axes.scatter(*zip(*others, strict=True), color=color, marker="*", s=90, zorder=4)
+        for target in targets:
+            axes.axvline(target, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (2, 3)))
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
+        lowest = min(targets)
+        axes.set_xlim(max(lowest - 4 * (1 - lowest) - 0.05, 0), 1 + 0.1 * (1 - lowest) + 0.005)
+        axes.set_xlabel(f"recall@{k}")
+        axes.set_ylabel("queries a second")
+        axes.legend(
+            frameon=False, fontsize=8, labelcolor=COLORS["muted"], loc="center left", bbox_to_anchor=(1.01, 0.5)
+        )
+
+    return _figure(draw, f"Recall against throughput {workload['name']}", (7.4, 3.5))
 
 
 def recall_by_band(report: Mapping[str, Any]) -> str:

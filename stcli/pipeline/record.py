@@ -99,6 +99,7 @@ class Measurements:
         truths: over PACKED, ORIGINAL or both, in this order; `asked` holds the results of the arms side by side.
         hidden: queries with a true best item that the bit matrix does not admit.
         timings: seconds of each stage of the benchmark.
+        against: see `stcli.pipeline.against`; None if nobody was asked.
     """
 
     model: Retriever
@@ -116,6 +117,7 @@ class Measurements:
     truths: Mapping[str, Truth]
     hidden: int
     timings: dict[str, float]
+    against: Mapping[str, Any] | None = None
 
 
 def assemble(found: Measurements) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def assemble(found: Measurements) -> dict[str, Any]:
     other = [value for arm in found.arms for value in arm.other_cores]
     other += [line["other_cores"] for line in found.latency if line["other_cores"] is not None]
     manifest = model.manifest
-    body = {
+    body: dict[str, Any] = {
         "tool_version": __version__,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "k": found.k,
@@ -160,7 +162,9 @@ def assemble(found: Measurements) -> dict[str, Any]:
             "nothing_eligible": int((truth.eligible == 0).sum()),
             "calibrated_on": found.calibrated_on,
         },
-        "options": asdict(found.config) | {"probes": list(found.config.probes)},
+        "options": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found.config).items()
+        },
         "machine": describe_machine(model.device) | {"threads": native.num_threads()},
         "versions": versions(),
         "load": {
@@ -177,6 +181,7 @@ def assemble(found: Measurements) -> dict[str, Any]:
         "memory_bytes": dict(found.memory),
         "index_bytes": bytes_by_group(manifest["arrays"]),
         "filter": _filter(found, truth, filtered),
+        "against": found.against,
         "calibration": found.calibration.to_json() if found.calibration else None,
         "timings_s": found.timings,
     }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stcli.pipeline import page, plots
+from stcli.pipeline import page, plots, report_against, show
 from stcli.pipeline.metrics import TWO_SIDED_95
 from stcli.pipeline.record import BUSY_CORES, headline_latency
 from stcli.storage.atomic import write_text
@@ -51,6 +51,7 @@ def render(report: Mapping[str, Any]) -> str:
             ],
         ),
         page.row("", [page.card("Settings", _settings(report))]),
+        report_against.section(report, drawn),
         page.row(
             "halves",
             [
@@ -80,18 +81,18 @@ def _title(report: Mapping[str, Any]) -> str:
 def _headline(report: Mapping[str, Any]) -> str:
     planned, batch, memory = report["runs"][0], headline_latency(report), report["memory_bytes"]
     recall, speed, ms, size = planned["recall"], planned["queries_per_s"], batch["ms"], report["index_bytes"]["total"]
-    interval = f"{_interval(recall)}, 95 % interval" if recall["queries"] else "no eligible items"
-    runs = f"{_number(speed['low'])} … {_number(speed['high'])} in {len(speed['runs'])} runs"
-    rest = f"p95 {_number(ms['p95'])} · p99 {_number(ms['p99'])} ms, {batch['batches']:,} batches"
-    items, mapped = report["artifact"]["num_items"], f"{_bytes(memory['peak_resident'])} with mapped pages"
+    interval = f"{show.interval(recall)}, 95 % interval" if recall["queries"] else "no eligible items"
+    runs = f"{show.number(speed['low'])} … {show.number(speed['high'])} in {len(speed['runs'])} runs"
+    rest = f"p95 {show.number(ms['p95'])} · p99 {show.number(ms['p99'])} ms, {batch['batches']:,} batches"
+    items, mapped = report["artifact"]["num_items"], f"{show.in_bytes(memory['peak_resident'])} with mapped pages"
     return page.row(
         "cards",
         [
-            page.figure(_recall(recall["mean"], 3), "", f"Recall@{report['k']}, planned", interval),
-            page.figure(_number(speed["median"]), "queries/s", "Throughput, planned", runs),
-            page.figure(_number(ms["p50"]), "ms", f"Median latency of {batch['batch_size']:,} queries", rest),
-            page.figure(*_size(memory["peak_private"]), "Peak memory", mapped),
-            page.figure(*_size(size), "Artifact", f"{size / items:,.0f} bytes an item"),
+            page.figure(show.recall(recall["mean"], 3), "", f"Recall@{report['k']}, planned", interval),
+            page.figure(show.number(speed["median"]), "queries/s", "Throughput, planned", runs),
+            page.figure(show.number(ms["p50"]), "ms", f"Median latency of {batch['batch_size']:,} queries", rest),
+            page.figure(*show.size(memory["peak_private"]), "Peak memory", mapped),
+            page.figure(*show.size(size), "Artifact", f"{size / items:,.0f} bytes an item"),
         ],
     )
 
@@ -113,9 +114,9 @@ def _band_plot(report: Mapping[str, Any], drawn: bool) -> str:
         [
             page.escape(band["band"]),
             f"{band['queries']:,}",
-            _recall(band["mean"]),
-            _interval(band),
-            _recall(band["worst_tenth"]),
+            show.recall(band["mean"]),
+            show.interval(band),
+            show.recall(band["worst_tenth"]),
         ]
         for band in bands
         if band["queries"]
@@ -145,14 +146,21 @@ def _settings(report: Mapping[str, Any]) -> str:
     lines = []
     for run in report["runs"]:
         recall, speed = run["recall"], run["queries_per_s"]
-        best = f'<span class="best">{_number(speed["median"])}</span>' if run["frontier"] else _number(speed["median"])
+        median = show.number(speed["median"])
+        best = f'<span class="best">{median}</span>' if run["frontier"] else median
         line = [
-            page.escape(run["name"]), _recall(recall["mean"]), _interval(recall), _recall(recall["worst_tenth"]), best,
-            f"{_number(speed['low'])} … {_number(speed['high'])}", _number(run["items_scored"]),
-            _bad(run["ineligible"]), _bad(run["incomplete"]),
-        ]  # fmt: skip
+            page.escape(run["name"]),
+            show.recall(recall["mean"]),
+            show.interval(recall),
+            show.recall(recall["worst_tenth"]),
+            best,
+            f"{show.number(speed['low'])} … {show.number(speed['high'])}",
+            show.number(run["items_scored"]),
+            show.bad(run["ineligible"]),
+            show.bad(run["incomplete"]),
+        ]
         if packed:
-            line.insert(4, _recall(run["recall_packed"]["mean"]))
+            line.insert(4, show.recall(run["recall_packed"]["mean"]))
         lines.append(line)
     truth, repeat = report["truth"], report["options"]["repeat"]
     note = (
@@ -168,8 +176,8 @@ def _latency(report: Mapping[str, Any], drawn: bool) -> str:
     lines = [
         [
             f"{line['batch_size']:,}",
-            *(_number(line["ms"][point]) for point in ("p50", "p95", "p99")),
-            _number(line["queries_per_s"]),
+            *(show.number(line["ms"][point]) for point in ("p50", "p95", "p99")),
+            show.number(line["queries_per_s"]),
             f"{line['batches']:,}",
         ]
         for line in report["latency"]
@@ -187,9 +195,11 @@ def _stages(report: Mapping[str, Any]) -> str:
     }
     sizes = {name: size for name, size in _largest_first(report["index_bytes"]).items() if name != "total" and size}
     items = report["artifact"]["num_items"]
-    sized = {name: f"{_bytes(size)} · {size / items:,.1f} B an item" for name, size in sizes.items()}
+    sized = {name: f"{show.in_bytes(size)} · {size / items:,.1f} B an item" for name, size in sizes.items()}
     rate = report["filter"]["false_positive_rate"]
-    note = f"The bit matrix lets through {_percent(rate['mean'])} of the items that are not eligible." if rate else ""
+    note = (
+        f"The bit matrix lets through {show.percent(rate['mean'])} of the items that are not eligible." if rate else ""
+    )
     return (
         page.bars(stages, shown)
         + '<h2 style="margin-top:1.4rem">What the artifact holds</h2>'
@@ -217,7 +227,7 @@ def _machine(report: Mapping[str, Any]) -> dict[str, str]:
         "cpu": machine["cpu"],
         "cores": f"{machine['cores']}, {machine['threads']} threads used",
         "instructions": ", ".join(machine["instruction_sets"]) or "none that matter",
-        "memory": f"{_bytes(machine['memory_bytes'])}, {_bytes(machine['free_memory_bytes'])} free",
+        "memory": f"{show.in_bytes(machine['memory_bytes'])}, {show.in_bytes(machine['free_memory_bytes'])} free",
         "runs on": machine["device"],
         "system": machine["system"],
         "other load": "unknown" if busy is None else f"{busy:.2f} cores, at most {most:.2f} (quiet: {BUSY_CORES})",
@@ -279,36 +289,3 @@ def _commands(report: Mapping[str, Any]) -> str:
         + page.paragraph("This report again:")
         + page.code(report["command"])
     )
-
-
-def _recall(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _interval(part: Mapping[str, Any]) -> str:
-    return "–" if part["low"] is None else f"{part['low']:.4f} … {part['high']:.4f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
-
-
-def _bad(count: int) -> str:
-    return f'<span class="no">{count:,}</span>' if count else "0"
-
-
-def _number(value: float) -> str:
-    """Three digits that matter, and no more behind the point than they need."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _bytes(count: int) -> str:
-    return " ".join(_size(count))
-
-
-def _size(count: int) -> tuple[str, str]:
-    """Bytes as a number and its unit."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f}", unit
-    return str(count), "B"

@@ -23,11 +23,15 @@ class Sample:
     """Some usable queries of a table.
 
     Attributes:
+        ids: of the queries, int64 or large_string.
+        rows: int64 [B], their rows in the table.
         vectors: float32 [B, D], B >= 1.
         filters: a text, or None, for each.
         rejected: (table row, reason) of the rows drawn that cannot be used.
     """
 
+    ids: pa.Array
+    rows: np.ndarray
     vectors: torch.Tensor
     filters: Sequence[str | Node | None]
     rejected: Sequence[tuple[int, str]]
@@ -53,4 +57,5 @@ def draw_sample(reader: QueryReader, table: Table, count: int, seed: int) -> Sam
         row, reason = rejected[0]
         raise InputError(f"{table.name}: none of {len(rows)} queries can be used; {table.where(row)}: {reason}")
     assert isinstance(read.filters, GivenFilters)
-    return Sample(read.vectors, read.filters.given, rejected)
+    usable = pa.array(read.usable)
+    return Sample(read.ids.take(usable), rows[read.usable], read.vectors, read.filters.given, rejected)

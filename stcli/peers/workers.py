@@ -1,0 +1,35 @@
+"""One call for each query, in a pool of Python threads: how Faiss takes a filter for each query."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+AT_ONCE = 16
+"""Queries that a thread takes at a time."""
+
+
+class Workers:
+    """A pool of threads that is kept between searches.
+
+    Args:
+        threads: how many.
+        start: called once in each thread.
+    """
+
+    def __init__(self, threads: int, start: Callable[[], None]) -> None:
+        self._pool = ThreadPoolExecutor(threads, "peer", start)
+
+    def each(self, answer: Callable[[int], np.ndarray], queries: int, k: int) -> np.ndarray:
+        """Rows int64 [queries, k] from a call of `answer` for each query, which gives at most k; -1 behind them."""
+        found = np.full((queries, k), -1, np.int64)
+
+        def some(start: int) -> None:
+            for query in range(start, min(start + AT_ONCE, queries)):
+                rows = answer(query)
+                found[query, : len(rows)] = rows
+
+        list(self._pool.map(some, range(0, queries, AT_ONCE)))
+        return found

@@ -1,0 +1,80 @@
+"""Comparing speeds at equal recall: the fastest setting that reaches it, and a value read between two settings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MEAN, EVERY_BAND = "mean", "every band"
+"""What has to reach a recall: the mean over the queries, or the mean of each band of the pass rate."""
+
+EXACT = 0.999
+"""Mean recall that counts as exact; float32 sums in another order swap a few items that all but tie."""
+
+
+def reached(setting: Mapping[str, Any], criterion: str) -> float:
+    """The recall of a setting by a criterion."""
+    bands = [band["mean"] for band in setting["bands"] if band["queries"]]
+    mean = setting["recall"]["mean"] or 0.0
+    return min([mean, *bands]) if criterion == EVERY_BAND else mean
+
+
+def fastest(settings: Sequence[Mapping[str, Any]], target: float, criterion: str) -> Mapping[str, Any] | None:
+    """The fastest setting that reaches a recall."""
+    good = [setting for setting in settings if reached(setting, criterion) >= target]
+    return max(good, key=lambda setting: setting["queries_per_s"]["median"], default=None)
+
+
+def interpolated(settings: Sequence[Mapping[str, Any]], target: float, criterion: str) -> float | None:
+    """Queries a second at exactly this recall: a straight line, in the logarithm of the speed, between two settings.
+
+    None if it lies outside the settings measured. Of several pairs, the faster.
+    """
+    points = [(reached(step, criterion), step["queries_per_s"]["median"]) for step in settings if step["step"]]
+    found = []
+    for (low, fast), (high, slow) in itertools.pairwise(points):
+        if low < target <= high:
+            share = (target - low) / (high - low)
+            found.append(math.exp((1 - share) * math.log(fast) + share * math.log(slow)))
+    return max(found, default=None)
+
+
+def ratios(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float] | None:
+    """How many times faster ours is, turn by turn: each pair ran moments apart."""
+    pairs = zip(ours["queries_per_s"]["runs"], theirs["queries_per_s"]["runs"], strict=False)
+    values = sorted(mine / other for mine, other in pairs)
+    if not values:
+        return None
+    middle = len(values) // 2
+    median = values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+    return {"median": median, "low": values[0], "high": values[-1]}
+
+
+def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], criteria: Sequence[str]) -> list[Any]:
+    """Every contender at every target: `target`, `criterion` and `lines`; ours is the first contender.
+
+    A line: `name`; `setting`, `recall` and `queries_per_s` of the fastest setting that reaches it, or None;
+    `interpolated`; `ratio`, how many times faster ours is.
+    """
+    tables = []
+    for target in (*targets, EXACT):
+        for criterion in criteria if target != EXACT else criteria[:1]:
+            best = [fastest(contender["settings"], target, criterion) for contender in contenders]
+            lines = []
+            for contender, setting in zip(contenders, best, strict=True):
+                line = {"name": contender["name"], "setting": None, "recall": None, "queries_per_s": None}
+                line["interpolated"] = interpolated(contender["settings"], target, criterion)
+                line["ratio"] = None
+                if setting is not None:
+                    line |= {
+                        "setting": setting["name"],
+                        "recall": reached(setting, criterion),
+                        "queries_per_s": setting["queries_per_s"]["median"],
+                    }
+                    if best[0] is not None and contender is not contenders[0]:
+                        line["ratio"] = ratios(best[0], setting)
+                lines.append(line)
+            tables.append({"target": target, "criterion": criterion, "lines": lines})
+    return tables

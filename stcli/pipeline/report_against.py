@@ -1,0 +1,66 @@
+"""The part of the report that compares with other ways to search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from stcli.pipeline import page, plots, show
+from stcli.pipeline.matched import EXACT
+
+
+def section(report: Mapping[str, Any], drawn: bool) -> str:
+    """Rows of the page, or nothing if nobody was asked."""
+    against = report.get("against")
+    if not against:
+        return ""
+    parts = [
+        page.row("", [page.card(f"Against others, {workload['name']}", _workload(report, workload, drawn))])
+        for workload in against["workloads"]
+    ]
+    return "\n".join([*parts, page.row("", [page.card("How the others were built", _built(against))])])
+
+
+def _workload(report: Mapping[str, Any], workload: Mapping[str, Any], drawn: bool) -> str:
+    against = report["against"]
+    drawing = plots.contest(workload, against["targets"], report["k"]) if drawn else ""
+    note = (
+        f"{workload['queries']:,} queries in batches of {against['batch_size']:,}, {against['threads']} threads for "
+        f"everybody, {report['options']['repeat']} runs in turns after one warm-up; a slow setting ran on the first "
+        f"queries only, about {against['run_seconds']:g} s of them. Stars: planned, and exact. Speeds are those of the "
+        "fastest setting that reaches the recall; between settings, of a straight line in the logarithm of the speed. "
+        "stcli is timed from filter texts to item ids, the others from ready bitmaps to rows."
+    )
+    tables = "".join(_matched(table, report["k"]) for table in workload["matched"])
+    return drawing + page.paragraph(note) + tables
+
+
+def _matched(table: Mapping[str, Any], k: int) -> str:
+    lines = []
+    for line in table["lines"]:
+        if line["setting"] is None:
+            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–"])
+            continue
+        ratio = line["ratio"]
+        times = "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})"
+        between = "–" if line["interpolated"] is None else show.number(line["interpolated"])
+        lines.append(
+            [
+                page.escape(line["name"]), page.escape(line["setting"]), show.recall(line["recall"]),
+                show.number(line["queries_per_s"]), between, times,
+            ]
+        )  # fmt: skip
+    exact = table["target"] == EXACT
+    title = "Exact search" if exact else f"At recall@{k} of {table['target']:g}, {table['criterion']}"
+    head = ["", "setting", "recall", "queries/s", "between settings", "times faster, stcli"]
+    return f"<h2>{page.escape(title)}</h2>" + page.table(head, lines, strong=0)
+
+
+def _built(against: Mapping[str, Any]) -> str:
+    lines = [
+        [page.escape(peer["name"]), f"{peer['build_s']:,.1f} s", show.in_bytes(peer["index_bytes"])]
+        for peer in against["peers"]
+    ]
+    how = page.facts({peer["name"]: peer["how"] for peer in against["peers"]})
+    left_out = (page.paragraph(f"Not measured: {one['name']}: {one['reason']}") for one in against["left_out"])
+    return page.table(["", "build", "index"], lines) + how + "".join(left_out)
