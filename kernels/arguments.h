@@ -22,8 +22,9 @@ struct SearchArguments {
   const uint64_t* words;         // [F, num_words], or null
   int64_t num_words;
   const int64_t* filter_of_query;  // [B], -1: none
-  const int64_t* excluded_rows;    // line b of excluded_offsets [B + 1] is ascending; or null
-  const int64_t* excluded_offsets;
+  const int64_t* excluded_rows;    // of query b: excluded_begins[b] … excluded_ends[b] - 1, in any order; or null
+  const int64_t* excluded_begins;
+  const int64_t* excluded_ends;
   int64_t k0;
   int64_t* found_rows;  // [B, k0]
   float* found_scores;  // [B, k0], or null

@@ -31,6 +31,8 @@ class Scan {
         active_(count),
         listed_(block_rows + TILE_ROWS),
         tile_(tile_bytes(dim_)) {
+    if (arguments.excluded_rows)
+      best_.exclude(arguments.excluded_rows, arguments.excluded_begins + first, arguments.excluded_ends + first);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
       const int8_t* codes = all_.query_codes + query * dim_;
@@ -219,26 +221,14 @@ class Scan {
     return dot_limit(threshold - slack, std::fabs(threshold) + slack, query.inverse_scale);
   }
 
-  // Adds the candidates that reach the threshold, are admitted by `words` (from the first row on) and not excluded.
+  // Adds the candidates that reach the threshold and are admitted by `words` (from the first row on).
   void offer(const ActiveQuery& query, const int32_t* dots, int count, const uint64_t* words) {
     const float threshold = best_.threshold(query.number);
     uint64_t mask = all_.query_norms ? reaching<true>(isa_, query, dots, threshold, count, candidates_)
                                      : reaching<false>(isa_, query, dots, threshold, count, candidates_);
     if (!mask) return;
     if (words) mask &= admitted(words, candidates_.rows[0]);
-    if (all_.excluded_rows) mask = without_excluded(query.number, mask, candidates_.rows);
     if (mask) best_.add(query.number, mask, candidates_.scores, candidates_.rows);
-  }
-
-  uint64_t without_excluded(uint32_t query, uint64_t mask, const uint32_t* rows) const {
-    const int64_t* begin = all_.excluded_rows + all_.excluded_offsets[first_ + query];
-    const int64_t* end = all_.excluded_rows + all_.excluded_offsets[first_ + query + 1];
-    if (begin == end) return mask;
-    for (uint64_t left = mask; left; left &= left - 1) {
-      const int i = __builtin_ctzll(left);
-      if (std::binary_search(begin, end, static_cast<int64_t>(rows[i]))) mask &= ~(uint64_t{1} << i);
-    }
-    return mask;
   }
 
   const SearchArguments& all_;

@@ -54,6 +54,28 @@ class Postings:
 
 
 @dataclass(frozen=True)
+class Lines:
+    """Lines chosen from a ragged map, without copying them: line `i` is `values[begins[i]:ends[i]]`.
+
+    Attributes:
+        values: int64 [E].
+        begins, ends: int64 [lines], `0 <= begins <= ends <= E`.
+    """
+
+    values: torch.Tensor
+    begins: torch.Tensor
+    ends: torch.Tensor
+
+    def take(self, lines: torch.Tensor | slice) -> Lines:
+        """Some of the lines, by their numbers."""
+        return Lines(self.values, self.begins[lines], self.ends[lines])
+
+    def to(self, device: torch.device) -> Lines:
+        """The same on another device."""
+        return Lines(self.values.to(device), self.begins.to(device), self.ends.to(device))
+
+
+@dataclass(frozen=True)
 class Clusters:
     """The rows in cluster order.
 

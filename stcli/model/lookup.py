@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from stcli.ops.map_ids import id_table, map_ids
+from stcli.ops.map_ids import IdTable, id_table, map_ids
 from stcli.storage.ids import ItemIds
 
 
@@ -29,7 +29,7 @@ class IdLookup:
         return torch.utils.dlpack.from_dlpack(self.ids.ids)
 
     @cached_property
-    def _table(self) -> torch.Tensor:
+    def _table(self) -> IdTable:
         return id_table(self._values, backend=self.backend)
 
     def rows_of(self, wanted: pa.Array) -> np.ndarray:
@@ -41,7 +41,7 @@ class IdLookup:
         if self.ids.is_string:
             place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids.ids)
             return pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)
-        keys = torch.from_numpy(np.array(pc.fill_null(wanted.cast(pa.int64()), 0)))
+        keys = torch.utils.dlpack.from_dlpack(pc.fill_null(wanted.cast(pa.int64()), 0))  # copies nothing
         rows = map_ids(keys, self._values, self._table, backend=self.backend).numpy()
         if wanted.null_count:
             rows[wanted.is_null().to_numpy(zero_copy_only=False)] = -1

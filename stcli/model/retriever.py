@@ -25,7 +25,7 @@ from stcli.model.search import Search, Tile
 from stcli.ops.filter_match import filter_match
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
-from stcli.types import BitMatrix, Clusters, Embeddings, Postings, Quantized, SearchIndex
+from stcli.types import BitMatrix, Clusters, Embeddings, Lines, Postings, Quantized, SearchIndex
 
 WORDS_BYTES = 512 << 20
 """Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
@@ -233,7 +233,7 @@ class Retriever(nn.Module):
             if batch.num_filters > self.filters_at_once:
                 stop = start + self.filters_at_once
                 batch = filters.batch(start, stop)
-            lines = excluded.slice(start, stop) if excluded is not None else None
+            lines = excluded.rows.take(slice(start, stop)) if excluded is not None else None
             try:
                 parts.append(self._search_tile(vectors[start:stop], batch, options, lines))
             except torch.OutOfMemoryError:
@@ -266,7 +266,7 @@ class Retriever(nn.Module):
         return max(self.words_bytes // (8 * ((self.num_items + 63) // 64)), 64)
 
     def _search_tile(
-        self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions, excluded: Excluded | None
+        self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions, excluded: Lines | None
     ) -> Results:
         moved = filters.to(self.device)
         words, line_of_query = self.admit(moved, options.allowed)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stcli.filters.program import FilterBatch, moved
-from stcli.model.eligibility import Excluded
 from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
 from stcli.model.results import Results
 from stcli.ops.choose_probes import choose_probes
@@ -19,7 +18,7 @@ from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import PAD_ROW, Candidates, Quantized
+from stcli.types import PAD_ROW, Candidates, Lines, Quantized
 
 if TYPE_CHECKING:
     from stcli.model.retriever import Retriever
@@ -67,7 +66,7 @@ class Tile:
     filters: FilterBatch
     words: torch.Tensor | None
     line_of_query: torch.Tensor
-    excluded: Excluded | None
+    excluded: Lines | None
 
 
 class Search:

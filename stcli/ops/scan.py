@@ -15,7 +15,7 @@ from stcli.errors import InputError, TensorError
 from stcli.ops.checks import Shapes
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import EMPTY_KEY, MAX_ROWS, best_keys, make_keys, split_keys
-from stcli.types import Candidates, Postings, Quantized, SearchIndex
+from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
 _TILE_QUERIES = 512
 _TILE_ROWS = 4096
@@ -33,7 +33,7 @@ class Scan:
     words: torch.Tensor | None
     filter_of_query: torch.Tensor
     k0: int
-    excluded: Postings | None
+    excluded: Lines | None
     bounds: Bounds | None
 
     def check(self) -> Shapes:
@@ -64,12 +64,9 @@ class Scan:
         check_range("filter_of_query", self.filter_of_query, num_filters)
         if self.excluded is not None:
             shapes.check("excluded.values", self.excluded.values, torch.int64, "E")
-            shapes.check("excluded.offsets", self.excluded.offsets, torch.int64, "B+1")
-            if int(self.excluded.offsets[-1]) != len(self.excluded.values):
-                raise TensorError(
-                    f"excluded.offsets: last is {int(self.excluded.offsets[-1])}, "
-                    f"expected the length of excluded.values, {len(self.excluded.values)}"
-                )
+            shapes.check("excluded.begins", self.excluded.begins, torch.int64, "B")
+            shapes.check("excluded.ends", self.excluded.ends, torch.int64, "B")
+            check_lines("excluded", self.excluded)
         if self.bounds is not None:
             shapes.check("query_norms", self.bounds[0], torch.float32, "B")
             shapes.check("query_errors", self.bounds[1], torch.float32, "B")
@@ -115,8 +112,13 @@ class Scan:
         """Query * N + row of the excluded pairs, ascending."""
         if self.excluded is None:
             return None
-        queries = torch.arange(len(self.queries.scales), device=self.excluded.values.device)
-        return queries.repeat_interleave(self.excluded.offsets.diff()) * len(self.index.scales) + self.excluded.values
+        num_rows, lines = len(self.index.scales), self.excluded
+        lengths = lines.ends - lines.begins
+        queries = torch.arange(len(lengths), device=lengths.device).repeat_interleave(lengths)
+        starts = lines.begins - (lengths.cumsum(0) - lengths)
+        rows = lines.values[starts[queries] + torch.arange(len(queries), device=lengths.device)]
+        known = (rows >= 0) & (rows < num_rows)
+        return (queries * num_rows + rows)[known].sort().values
 
 
 def split_tiles(tiles: Iterable[Tile]) -> Iterator[Tile]:
@@ -126,6 +128,23 @@ def split_tiles(tiles: Iterable[Tile]) -> Iterator[Tile]:
             for query_part in queries.split(_TILE_QUERIES):
                 if len(query_part) and len(row_part):
                     yield query_part, row_part
+
+
+def check_lines(name: str, lines: Lines) -> None:
+    """Fail unless every line lies within the values.
+
+    Raises:
+        TensorError: naming the lines' bounds.
+    """
+    if len(lines.begins) and not (
+        int(lines.begins.min()) >= 0
+        and bool((lines.begins <= lines.ends).all())
+        and int(lines.ends.max()) <= len(lines.values)
+    ):
+        raise TensorError(
+            f"{name}: lines within 0 … {len(lines.values)} (from values) expected, each beginning before it ends; "
+            f"got {int(lines.begins.min())} … {int(lines.ends.max())}"
+        )
 
 
 def check_range(name: str, numbers: torch.Tensor, end: int) -> None:

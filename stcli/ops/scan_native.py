@@ -19,7 +19,7 @@ class _SearchArguments(ctypes.Structure):
         ("num_clusters", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("offsets", "centroid_codes", "centroid_scales", "words")),
         ("num_words", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_offsets")),
+        *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_begins", "excluded_ends")),
         ("k0", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("found_rows", "found_scores")),
         ("num_threads", ctypes.c_int64),
@@ -51,7 +51,8 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidat
     if scan.words is not None and scan.words.numel():
         tensors |= {"words": scan.words, "filter_of_query": scan.filter_of_query}
     if scan.excluded is not None and len(scan.excluded.values):
-        tensors |= {"excluded_rows": scan.excluded.values, "excluded_offsets": scan.excluded.offsets}
+        lines = scan.excluded
+        tensors |= {"excluded_rows": lines.values, "excluded_begins": lines.begins, "excluded_ends": lines.ends}
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}  # kept alive until the call returns
     kept = [item.contiguous() if isinstance(item, torch.Tensor) else item for item in more]
     arguments = _SearchArguments(

@@ -9,7 +9,7 @@ import torch
 from stcli.ops.dispatch import resolve
 from stcli.ops.scan import Bounds, Scan, Tile, check_range
 from stcli.ops.scan_native import run_native
-from stcli.types import Candidates, Postings, Quantized, SearchIndex
+from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
 
 def search_clusters(
@@ -20,7 +20,7 @@ def search_clusters(
     filter_of_query: torch.Tensor,
     *,
     k0: int,
-    excluded: Postings | None = None,
+    excluded: Lines | None = None,
     bounds: Bounds | None = None,
     backend: str = "auto",
 ) -> Candidates:
@@ -38,7 +38,8 @@ def search_clusters(
         words: int64 [F, W], the admitted rows of each distinct filter; None if no query has one.
         filter_of_query: int64 [B], line of `words`, or -1 for a query without a filter.
         k0: candidates kept for each query.
-        excluded: rows never returned: line b has the rows of query b, int64, ascending; None for none.
+        excluded: rows never returned: line b has the rows of query b, in any order, perhaps repeated; numbers that are
+            no row, as -1, are ignored. None for none.
         bounds: (query_norms float32 [B], query_errors float32 [B]), at least the norm of code * scale plus its error,
             and of query - code * scale; None for plain scores.
         backend: see `ops/dispatch.py`.

@@ -9,7 +9,7 @@ import torch
 from stcli.ops.dispatch import resolve
 from stcli.ops.scan import Bounds, Scan, Tile
 from stcli.ops.scan_native import run_native
-from stcli.types import Candidates, Postings, Quantized, SearchIndex
+from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
 _FEW = 16
 """A filter that admits less than one row in `_FEW` is searched row by row instead of by scanning all."""
@@ -22,7 +22,7 @@ def search_rows(
     filter_of_query: torch.Tensor,
     *,
     k0: int,
-    excluded: Postings | None = None,
+    excluded: Lines | None = None,
     bounds: Bounds | None = None,
     backend: str = "auto",
 ) -> Candidates:

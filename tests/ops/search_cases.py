@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stcli.types import Clusters, Postings, Quantized, SearchIndex
+from stcli.types import Clusters, Lines, Quantized, SearchIndex
 from tests import oracles_search as oracle
 
 
@@ -20,7 +20,7 @@ class Case:
     probes: torch.Tensor
     words: torch.Tensor | None
     filter_of_query: torch.Tensor
-    excluded: Postings | None
+    excluded: Lines | None
     bounds: tuple[torch.Tensor, torch.Tensor] | None
     k0: int
 
@@ -67,7 +67,8 @@ def make_case(
         bits = uniform(filters, -(-rows // 64), 64) < rate
         bits.view(filters, -1)[:, rows:] = False
         words = (bits.long() << torch.arange(64)).sum(2)
-    lines = [torch.randperm(rows, generator=generator)[: excluded * (b % 2)].sort().values for b in range(queries)]
+    lines = [torch.randperm(rows, generator=generator)[: excluded * (b % 2)] for b in range(queries)]
+    lines = [torch.cat([line, line[:3], -torch.ones(b % 3).long()]) for b, line in enumerate(lines)]
     counts = torch.tensor([0] + [len(line) for line in lines])
     return Case(
         queries=query_codes,
@@ -75,7 +76,7 @@ def make_case(
         probes=order,
         words=words,
         filter_of_query=torch.arange(queries) % (filters + 1) - 1,
-        excluded=Postings(torch.cat(lines), counts.cumsum(0)) if excluded else None,
+        excluded=Lines(torch.cat(lines), counts.cumsum(0)[:-1], counts.cumsum(0)[1:]) if excluded else None,
         bounds=(uniform(queries) * 100, uniform(queries)) if bounds else None,
         k0=k0,
     )
@@ -148,7 +149,7 @@ def expected(name: str, every_cluster: bool) -> tuple[list, list]:
             line = [r for c in case.probes[b].tolist() if c >= 0 for r in range(offsets[c], offsets[c + 1])]
         hidden = set()
         if case.excluded is not None:
-            first, end = case.excluded.offsets[b : b + 2].tolist()
+            first, end = int(case.excluded.begins[b]), int(case.excluded.ends[b])
             hidden = set(case.excluded.values[first:end].tolist())
         seen.append([r for r in line if oracle.admits(case.words, number, r) and r not in hidden])
     arrays = {name: getattr(case.index, name).numpy() for name in ("codes", "scales", "errors", "norms")}

@@ -174,7 +174,8 @@ def test_count_bits():
 def test_map_ids():
     ids = torch.arange(500).flip(0) * 7919 % 100_003
     wanted = torch.arange(0, 100_003, 97)
-    on_both(lambda ids, wanted: map_ids(wanted, ids, id_table(ids)), ids, wanted)
+    for given in (ids, ids * 1000):
+        on_both(lambda ids, wanted: map_ids(wanted, ids, id_table(ids)), given, wanted)
 
 
 def test_bloom_positions():

@@ -24,6 +24,20 @@ def test_equals_a_dictionary(backend, count):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", [-(2**63), -7, 0, 10**12, 2**63 - 120])
+def test_dense_ids(backend, first):
+    rng = np.random.default_rng(3)
+    ids = first + rng.permutation(120)[:70]
+    wanted = np.concatenate([first + np.arange(120), [-(2**63), 2**63 - 1, -1, 0], rng.permutation(ids)])
+    where = {int(item): row for row, item in enumerate(ids)}
+    given = torch.from_numpy(ids)
+    table = id_table(given, backend=backend)
+    assert table.first == ids.min()
+    found = map_ids(torch.from_numpy(wanted), given, table, backend=backend)
+    assert found.tolist() == [where.get(int(item), -1) for item in wanted]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ids_that_share_a_slot_stay_apart(backend):
     ids = torch.arange(0, 1 << 40, 1 << 33)
     wanted = torch.cat([ids.flip(0), ids + 1])

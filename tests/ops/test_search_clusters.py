@@ -3,7 +3,7 @@ import torch
 
 from stcli.errors import InputError, TensorError
 from stcli.ops.search_clusters import search_clusters
-from stcli.types import Clusters, Postings, Quantized, SearchIndex
+from stcli.types import Clusters, Lines, Quantized, SearchIndex
 from tests.ops.search_cases import NAMED, Case, expected, make_case, named_case
 
 
@@ -47,7 +47,6 @@ def test_a_query_alone_gets_the_same(form):
     for b in (0, 7, 19):
         assert case.excluded is not None
         assert case.bounds is not None
-        first, end = case.excluded.offsets[b : b + 2].tolist()
         alone = search_clusters(
             Quantized(case.queries.codes[b : b + 1], case.queries.scales[b : b + 1]),
             case.index,
@@ -55,7 +54,7 @@ def test_a_query_alone_gets_the_same(form):
             case.words,
             case.filter_of_query[b : b + 1],
             k0=case.k0,
-            excluded=Postings(case.excluded.values[first:end], torch.tensor([0, end - first])),
+            excluded=case.excluded.take(slice(b, b + 1)),
             bounds=(case.bounds[0][b : b + 1], case.bounds[1][b : b + 1]),
             backend=form,
         )
@@ -89,5 +88,7 @@ def test_bad_arguments_are_named():
         search(case, "torch")
     with pytest.raises(InputError, match="k0 is 0"):
         search(named_case("plain"), "torch", k0=0)
-    with pytest.raises(TensorError, match=r"excluded\.offsets: last is 0"):
-        search(named_case("plain"), "torch", excluded=Postings(torch.ones(1).long(), torch.zeros(21).long()))
+    for begin, end in [(0, 2), (-1, 1), (1, 0)]:
+        bounds = torch.tensor([[begin, end]]).repeat(20, 1).T.contiguous()
+        with pytest.raises(TensorError, match=r"excluded: lines within 0 … 1 \(from values\) expected"):
+            search(named_case("plain"), "torch", excluded=Lines(torch.ones(1).long(), *bounds))
