@@ -120,6 +120,9 @@ class PackConfig:
     embeddings: str | None = None
     id_column: str = "item_id"
     embedding_column: str = "embedding"
+    overarch: str | None = None
+    overarch_columns: Sequence[str] | None = None
+    overarch_cache: str = "components"
     overwrite: bool = False
 
     def check(self) -> None:
@@ -128,6 +131,9 @@ class PackConfig:
         Raises:
             InputError: an option has no usable value.
         """
+        one_of("--overarch-cache", self.overarch_cache, ("components", "int8", "none"))
+        if self.overarch is None and self.overarch_columns is not None:
+            raise InputError("--overarch-columns names what an OverArch reads; give --overarch too, or leave it out")
         one_of("--embedding-dtype", self.embedding_dtype, ("float16", "float32", "none"))
         if self.embedding_dtype == "none" and self.embeddings is not None:
             raise InputError("--embeddings names what --embedding-dtype none leaves out; give one of them")

@@ -122,6 +122,52 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
+class MolItems:
+    """The item side of a Mixture-of-Logits, as it is cached; `component ≈ values * scale`.
+
+    Attributes:
+        components: float32, float16 or int8 [N, Px, d], each of length about 1.
+        scales: float32 [N, Px], with int8 components only.
+        gates: float32 or float16 [N, L], L = Px * Pq, or None without an item gate. Logit `m * Pq + n` belongs to item
+            component m and query component n.
+    """
+
+    components: torch.Tensor
+    scales: torch.Tensor | None
+    gates: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class MolQueries:
+    """The query side of a Mixture-of-Logits.
+
+    Attributes:
+        components: float32 [B, Pq, d], each of length 1.
+        gates: float32 [B, L], or None without a query gate.
+    """
+
+    components: torch.Tensor
+    gates: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class MolCross:
+    """The gate that looks at the logits: `second @ silu(first @ logits + first_bias) + second_bias`.
+
+    Attributes:
+        first: float32 [H, L].
+        first_bias: float32 [H].
+        second: float32 [L, H].
+        second_bias: float32 [L].
+    """
+
+    first: torch.Tensor
+    first_bias: torch.Tensor
+    second: torch.Tensor
+    second_bias: torch.Tensor
+
+
+@dataclass(frozen=True)
 class BitMatrix:
     """The filter index: one bit per (position, item), stored position-major ("rotated").
 

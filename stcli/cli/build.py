@@ -138,6 +138,31 @@ def pack_model(
     ] = None,
     id_column: opt.IdColumn = "item_id",
     embedding_column: opt.EmbeddingColumn = "embedding",
+    overarch: Annotated[
+        str | None,
+        opt.option(
+            "--overarch",
+            "JSON config of a learned similarity that scores the candidates again (dot, mlp or mol); its weights "
+            "lie beside it as safetensors. [default: the dot product]",
+            show_default=False,
+        ),
+    ] = None,
+    overarch_columns: Annotated[
+        str | None,
+        opt.option(
+            "--overarch-columns",
+            "Kept item columns that the OverArch reads, comma-separated, in the order of its config. "
+            "[default: those that its config names]",
+            show_default=False,
+        ),
+    ] = None,
+    overarch_cache: Annotated[
+        str,
+        opt.option(
+            "--overarch-cache",
+            "What a mol OverArch keeps of each item: components (float16), int8, or none, computed at each request.",
+        ),
+    ] = "components",
     overwrite: opt.Overwrite = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
@@ -153,6 +178,7 @@ def pack_model(
     Examples:
       stcli pack-model items.index -o model.safetensors
       stcli pack-model items.index -o model.safetensors --embedding-dtype float32
+      stcli pack-model items.index -o model.safetensors --overarch overarch.json --overarch-cache int8
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
     summary = load("pack_model", None)(
@@ -163,6 +189,9 @@ def pack_model(
         embeddings=embeddings,
         id_column=id_column,
         embedding_column=embedding_column,
+        overarch=overarch,
+        overarch_columns=None if overarch_columns is None else opt.split(overarch_columns),
+        overarch_cache=overarch_cache,
         overwrite=overwrite,
     )
     out.summary(summary)

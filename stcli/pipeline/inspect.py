@@ -11,7 +11,7 @@ import pyarrow as pa
 from stcli.errors import FormatError
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.report import PAGE, read_report
-from stcli.pipeline.sizes import bytes_by_group
+from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.storage.artifact import open_artifact_file
 from stcli.storage.index_dir import open_index
 from stcli.storage.kinds import PARQUET, kind_of
@@ -76,6 +76,7 @@ def _artifact(path: str | Path, verify: bool) -> dict[str, Any]:
     opened = open_artifact_file(Path(path), verify)
     told = _packed(opened.manifest)
     told["options"] |= {key: opened.manifest[key] for key in ("embedding_dtype", "embedding_dim")}
+    told["overarch"] = overarch_summary(opened.manifest)
     told["origin"]["index"] = opened.manifest["index"]
     return told | ({"verified": ["hashes", *check_arrays(opened.manifest, opened.arrays, str(path))]} if verify else {})
 

@@ -13,8 +13,11 @@ import torch
 
 from stcli import __version__
 from stcli.config import PackConfig, Progress, no_progress
+from stcli.errors import InputError
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
-from stcli.pipeline.sizes import bytes_by_group
+from stcli.pipeline.columns import KeptColumns
+from stcli.pipeline.pack_overarch import pack_overarch
+from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.pipeline.wide import join_by_id
 from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
@@ -54,7 +57,7 @@ def pack_model(
     config = PackConfig(**options)
     config.check()
     path = Path(output)
-    inputs = [index, *([config.embeddings] if config.embeddings else [])]
+    inputs = [index, *(source for source in (config.embeddings, config.overarch) if source is not None)]
     atomic.check_output(path, config.overwrite, directory=False, inputs=inputs)
     start = time.perf_counter()
     opened = open_index(Path(index))
@@ -67,6 +70,7 @@ def pack_model(
         packed = _pack_embeddings(wide, config.embedding_dtype, progress)
         if wide is source and packed:
             packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
+        overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), arrays.get("columns"))
         body = {
             **{key: manifest[key] for key in INDEX_KEYS},
             "tool_version": __version__,
@@ -74,14 +78,17 @@ def pack_model(
             "embedding_dtype": config.embedding_dtype,
             "embedding_dim": int(wide.shape[1]) if packed else 0,
         }
-        sealed = write_artifact(partial, arrays | packed, body)
+        if overarch is not None:
+            body["overarch"] = overarch
+        sealed = write_artifact(partial, arrays | packed | learned, body)
     return {
         "command": "pack-model",
         "version": __version__,
         "options": asdict(config),
-        "inputs": {"index": str(index), "embeddings": config.embeddings},
+        "inputs": {"index": str(index), "embeddings": config.embeddings, "overarch": config.overarch},
         "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
         "bytes": bytes_by_group(sealed["arrays"]),
+        "overarch": overarch_summary(sealed),
         "fingerprint": sealed["fingerprint"],
         "timings_s": {"total": round(time.perf_counter() - start, 3)},
         "outputs": {"model": str(path)},
@@ -105,6 +112,38 @@ def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict
 
     values = LazyArray(np.dtype(dtype), shape, pieces())
     return {"embedding_values": values} | ({"embedding_exponents": exponents} if exponents is not None else {})
+
+
+def _pack_overarch(
+    config: PackConfig, source: np.ndarray, exponents: np.ndarray | LazyArray | None, columns: np.ndarray | None
+) -> tuple[dict[str, Any] | None, dict[str, np.ndarray | LazyArray]]:
+    """Manifest entry and arrays of `--overarch`, over the embeddings as they are packed."""
+    if config.overarch is None:
+        return None, {}
+
+    def embeddings() -> Iterator[tuple[slice, torch.Tensor]]:
+        for part, rows in _chunks(source):
+            if isinstance(exponents, np.ndarray):
+                powers = torch.from_numpy(exponents[part])
+                yield part, half_rows(rows, powers).float() * powers_of_two(powers)[:, None]
+            else:
+                yield part, rows.float()
+
+    entry, arrays = pack_overarch(
+        Path(config.overarch),
+        embeddings,
+        int(source.shape[0]),
+        int(source.shape[1]),
+        KeptColumns(columns),
+        config.overarch_columns,
+        config.overarch_cache,
+    )
+    if config.embedding_dtype == "none" and entry.get("cache") == "none":
+        raise InputError(
+            f"{config.overarch}: computes from the embeddings at each request, and --embedding-dtype none leaves them "
+            "out; pack them, or a mol OverArch with --overarch-cache components"
+        )
+    return entry, arrays
 
 
 def _chunks(source: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:

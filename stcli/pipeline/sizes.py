@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns")
-"""Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns."""
+GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns", "overarch")
+"""Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns, OverArch."""
 
 
 def array_bytes(entry: Mapping[str, Any]) -> int:
@@ -24,8 +24,19 @@ def bytes_by_group(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     return sizes | {"total": sum(sizes.values())}
 
 
+def overarch_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a summary says of the OverArch of an artifact; empty if it has none."""
+    entry = manifest.get("overarch")
+    if entry is None:
+        return {}
+    shown = {key: entry[key] for key in ("kind", "cache", "bytes_per_item") if key in entry}
+    return shown | {key: ", ".join(entry[key]) for key in ("tasks", "columns") if entry.get(key)}
+
+
 def group_of(name: str) -> str:
     """Which of GROUPS an array belongs to."""
+    if name.startswith("overarch."):
+        return "overarch"
     if name.startswith("embedding"):
         return "embeddings"
     if name in ("own_words", "bloom_words", "bloom_offsets"):

@@ -1,0 +1,36 @@
+"""Learned layers whose result for a row does not depend on the batch that it comes in, nor on its place there.
+
+A library's matrix product rounds a row differently when the number of rows differs, so layers run on tiles of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional
+
+TILE_ROWS = 1024
+
+MIN_OUTPUTS = 16
+"""With 2 to 11 outputs the product of torch 2.13 (MKL, x86) depends on the place in the tile too (5 to 50 inputs)."""
+
+
+def in_tiles(layers: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """Apply `layers` to rows [R, …] in tiles of TILE_ROWS, the last one padded with zeros."""
+    results = []
+    for start in range(0, max(len(inputs), 1), TILE_ROWS):
+        tile = inputs[start : start + TILE_ROWS]
+        if len(tile) < TILE_ROWS:
+            tile = torch.cat([tile, tile.new_zeros(TILE_ROWS - len(tile), *tile.shape[1:])])
+        results.append(layers(tile))
+    return torch.cat(results)[: len(inputs)]
+
+
+def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`inputs @ weight.T + bias` for a tile [R, K] and weight [O, K]; float32 [R, O]."""
+    outputs = len(weight)
+    if outputs < MIN_OUTPUTS:
+        weight = functional.pad(weight, (0, 0, 0, MIN_OUTPUTS - outputs))
+        bias = None if bias is None else functional.pad(bias, (0, MIN_OUTPUTS - outputs))
+    return functional.linear(inputs, weight, bias)[:, :outputs]
