@@ -19,17 +19,25 @@ class InputError(StcliError):
     exit_code = 2
 
 
-class FilterError(InputError):
-    """A filter text that does not parse or names something unknown.
+class TextError(InputError):
+    """A text in one of our languages that does not parse or names something unknown.
 
     Attributes:
-        text: the filter as given.
+        text: the text as given.
         position: 0-based character at which the problem starts.
     """
 
     def __init__(self, message: str, text: str = "", position: int = 0) -> None:
         self.text, self.position = text, position
         super().__init__(f"{message}\n{caret(text, position)}" if text else message)
+
+
+class FilterError(TextError):
+    """A filter that cannot be used."""
+
+
+class FormulaError(TextError):
+    """A formula of a value model that cannot be used."""
 
 
 class FormatError(InputError):

@@ -18,7 +18,7 @@ LAYERS = [
     ["pipeline"],
     ["peers"],
     ["model", "index"],
-    ["filters"],
+    ["filters", "formulas"],
     ["ops", "storage"],
     ["types", "config"],
     ["errors"],
