@@ -12,11 +12,11 @@ from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
 from stcli.model.results import Results
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.count_bits import count_bits
-from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import PAD_ROW, Candidates, Lines, Quantized
 
@@ -157,7 +157,9 @@ class Search:
             scores = rescore(
                 self.vectors[which].to(place), self.embeddings, candidates.to(place), backend=self._backend_at(place)
             ).to(candidates.device)
-        return _Found(*self._best(candidates, scores), full, bound)
+        ranks = self.model.get_buffer("id_rank")
+        best = take_best(candidates, scores, ranks, k=self.k, backend=self.backend)
+        return _Found(best.rows, best.scores, full, bound)
 
     def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
         """Norms of the queries and of their quantization errors, rounded up as `errors` and `norms` of the rows are."""
@@ -184,18 +186,6 @@ class Search:
     def _backend_at(self, place: torch.device) -> str:
         """The backend asked for, or any that runs where a tensor was left on the host."""
         return self.backend if place.type == self.vectors.device.type else "auto"
-
-    def _best(self, candidates: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best candidates of each line by score, then item id."""
-        rank = self.model.get_buffer("id_rank")[candidates.clamp(min=0)]
-        keys = torch.where(candidates >= 0, make_keys(scores, rank), EMPTY_KEY)
-        best = best_keys(keys, self.k)
-        empty = best == EMPTY_KEY
-        order = self.model.get_buffer("id_order")
-        rows = order[(0xFFFFFFFF - (best & 0xFFFFFFFF)).masked_fill(empty, 0)]
-        ordered = (best >> 32).to(torch.int32)
-        values = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
-        return rows.masked_fill(empty, PAD_ROW), values.masked_fill(empty, -torch.inf)
 
     def _unfinished(self, found: _Found, which: torch.Tensor, route: int, k0: int) -> torch.Tensor:
         """Which queries may have results that this attempt did not see; bool [b]."""
@@ -224,6 +214,9 @@ def _groups(
     pending: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor
 ) -> list[tuple[torch.Tensor, int, int, int]]:
     """The pending queries by equal route, probes and slots: (queries, route, probes, slots)."""
-    kinds = torch.stack([routes[pending], torch.where(routes[pending] == ROWS, 0, probes[pending]), slots[pending]], 1)
-    distinct, place = kinds.unique(dim=0, return_inverse=True)
-    return [(pending[place == number], *kind) for number, kind in enumerate(distinct.tolist())]
+    kinds = torch.where(routes[pending] == ROWS, 0, probes[pending] + 1)
+    _, kind = kinds.unique(return_inverse=True)
+    sizes, size = slots[pending].unique(return_inverse=True)
+    _, place = (kind * len(sizes) + size).unique(return_inverse=True)
+    groups = [pending[place == number] for number in range(int(place.max()) + 1)]
+    return [(group, int(routes[group[0]]), int(probes[group[0]]), int(slots[group[0]])) for group in groups]

@@ -27,6 +27,7 @@ from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import Embeddings
 from tests.far_device import FAR, Far, HiddenCopy, Watch, to_far, to_here
@@ -122,6 +123,13 @@ def test_rescore(dtype, with_exponents):
     rows = torch.arange(7 * 30).reshape(7, 30) % 61 - 1
     exponents = (torch.arange(60) - 30).to(torch.int8) if with_exponents else None
     on_both(rescore, normal(7, 20), Embeddings(normal(60, 20, seed=2).to(dtype), exponents), rows)
+
+
+def test_take_best():
+    rows = torch.stack([torch.randperm(60)[:30] for _ in range(9)])
+    rows[:, ::7] = -1
+    scores = torch.randint(-5, 5, rows.shape).float()
+    on_both(lambda *tensors: take_best(*tensors, k=20), rows, scores, torch.randperm(60))
 
 
 def filters(seed: int, num_items: int = 5000, num_terms: int = 40):
