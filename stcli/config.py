@@ -179,6 +179,8 @@ class RetrieveConfig:
     place: Sequence[str] = ()
     backend: str = "auto"
     threads: int | None = None
+    engine: str = "local"
+    workers: int = 1
     overwrite: bool = False
     resume: bool = False
 
@@ -194,6 +196,8 @@ class RetrieveConfig:
         at_least("--batch-size", self.batch_size, 1)
         at_least("--part-rows", self.part_rows, 1)
         at_least("--limit", self.limit, 1)
+        at_least("--workers", self.workers, 1)
+        one_of("--engine", self.engine, ("local", "ray"))
         at_least("--audit", self.audit, 1)
         fraction("--min-recall", self.min_recall)
         fraction("--max-short-fraction", self.max_short_fraction)

@@ -133,6 +133,12 @@ def retrieve(
     ] = None,
     backend: opt.Backend = "auto",
     threads: opt.Threads = None,
+    engine: Annotated[
+        str, opt.option("--engine", "local: processes of this machine; ray: actors of a Ray cluster (RAY_ADDRESS).")
+    ] = "local",
+    workers: Annotated[
+        int, opt.option("--workers", "Processes or Ray actors that answer parts; they share the artifact.", min=1)
+    ] = 1,
     resume: Annotated[
         bool, opt.option("--resume", "Go on with an interrupted run; refused if inputs or options changed.")
     ] = False,
@@ -199,6 +205,8 @@ def retrieve(
         place=opt.split(place),
         backend=backend,
         threads=threads,
+        engine=engine,
+        workers=workers,
         resume=resume,
         overwrite=overwrite,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,23 @@ from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
 from stcli.model.calibrate import calibrate
 from stcli.model.open import open_artifact
+from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.item_lists import ItemLists
-from stcli.pipeline.memory import MemoryWatch, limit_arrow
+from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
 from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries
+from stcli.pipeline.workers import local_workers, ray_workers
+from stcli.storage import atomic
 from stcli.storage.columns import BadRows
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.quarantine import Quarantine
-from stcli.storage.results import ResultsWriter
+from stcli.storage.results import PartsFolder, ResultsWriter
 
 BATCH_ROWS = 8192
 CALIBRATION_SAMPLE = 8192
@@ -73,33 +78,17 @@ def retrieve(
     config = RetrieveConfig(**options)
     config.check()
     start = time.perf_counter()
-    device = choose_device(config.device)
-    limit_threads(config.threads)
-    limit = limit_arrow(config.memory_limit)
-    placement = place_artifact(model, device, config)
-    opened = open_artifact(model, device=device, backend=config.backend, placement=placement)
-    if placement is None:
-        opened.words_bytes = min(opened.words_bytes, limit // 4)
-    reader = QueryReader(
-        opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column
-    )
-    table = open_table(queries, [*reader.columns, *config.columns])
-    reader.check(table)
-    for name in config.columns:
-        table.column_type(name, "--columns")
-    check_version(table, config.embedding_version, opened)
-    run = Run(reader, table, config, Path(output), progress)
+    names = (queries,) if isinstance(queries, str | Path) else queries
+    job = Job(str(model), tuple(map(str, names)), str(output), config)
+    run = open_run(job, progress)
     with MemoryWatch() as memory:
         summary = run.go()
-    summary["inputs"] = {
-        "model": str(model),
-        "queries": [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)],
-    }
+    summary["inputs"] = {"model": job.model, "queries": list(job.queries)}
     summary["version"], summary["options"] = __version__, asdict(config)
-    summary["device"] = describe_device(device)
-    summary["placement"] = placement.summary() if placement else None
-    summary["warnings"] += opened.warnings
-    note = fallback_note(config.device, device)
+    summary["device"] = describe_device(run.model.device)
+    summary["placement"] = run.placement.summary() if run.placement else None
+    summary["warnings"] += run.model.warnings
+    note = fallback_note(config.device, run.model.device)
     if note:
         summary["warnings"].append(note)
     summary["memory_bytes"] = memory.summary()
@@ -107,13 +96,60 @@ def retrieve(
     return summary
 
 
+@dataclass(frozen=True)
+class Job:
+    """All that a process needs to know to answer parts of a run: plain data that can be sent anywhere."""
+
+    model: str
+    queries: tuple[str, ...]
+    output: str
+    config: RetrieveConfig
+
+
+def open_run(job: Job, progress: Progress = no_progress) -> Run:
+    """Open and check the artifact and the query table of a run."""
+    config = job.config
+    device = choose_device(config.device)
+    limit_threads(config.threads)
+    limit = limit_arrow(config.memory_limit)
+    placement = place_artifact(job.model, device, config)
+    opened = open_artifact(job.model, device=device, backend=config.backend, placement=placement)
+    if placement is None:
+        opened.words_bytes = min(opened.words_bytes, limit // 4)
+    reader = QueryReader(
+        opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column
+    )
+    table = open_table(job.queries, [*reader.columns, *config.columns])
+    reader.check(table)
+    for name in config.columns:
+        table.column_type(name, "--columns")
+    check_version(table, config.embedding_version, opened)
+    return Run(job, reader, table, progress, placement)
+
+
+def part_worker(job: Job) -> Callable[[int], None]:
+    """What answers single parts of a run whose driver has made the folder and the calibration."""
+    run = open_run(job)
+    folder = PartsFolder(atomic.partial_path(run.output))
+    saved = folder.calibration()
+    engine = run.engine(Calibration.from_json(saved) if saved else None)
+
+    def answer(number: int) -> None:
+        if not folder.has_part(number):
+            run.write_part(folder, engine, number)
+
+    return answer
+
+
 class Run:
     """One run of `retrieve` over an open table."""
 
     def __init__(
-        self, reader: QueryReader, table: Table, config: RetrieveConfig, output: Path, progress: Progress
+        self, job: Job, reader: QueryReader, table: Table, progress: Progress, placement: Placement | None = None
     ) -> None:
-        self.reader, self.table, self.config, self.output, self.progress = reader, table, config, output, progress
+        self.job, self.config, self.output = job, job.config, Path(job.output)
+        self.reader, self.table, self.progress, self.placement = reader, table, progress, placement
+        config = job.config
         self.model = reader.model
         self.num_rows = min(table.num_rows, config.limit or table.num_rows)
         self.num_parts = -(-self.num_rows // config.part_rows)
@@ -137,33 +173,30 @@ class Run:
         """Calibrate, answer every part that is not there yet, and publish."""
         config = self.config
         given = _read_calibration(config.calibration, self.model, min(config.k, self.model.num_items))
-        engine = self._engine()
+        engine = self.engine(None)
         if config.bad_rows == "fail":
             self._check_filters()
         writer = ResultsWriter(self.output, self._identity(given), config.resume, config.overwrite)
         timings = {"calibrate": 0.0, "search": 0.0}
-        counts, resumed = Counts(), 0
+        counts = Counts()
         try:
             begin = time.perf_counter()
             calibration = self._calibration(given, writer)
             engine.options = replace(engine.options, calibration=calibration)
             timings["calibrate"] = round(time.perf_counter() - begin, 3)
-            for number in range(self.num_parts):
-                begin = time.perf_counter()
-                if writer.has_part(number):
-                    resumed += 1
-                else:
-                    self._write_part(writer, engine, number)
-                    timings["search"] += time.perf_counter() - begin
+            begin = time.perf_counter()
+            missing = [number for number in range(self.num_parts) if not writer.has_part(number)]
+            resumed = [number for number in range(self.num_parts) if writer.has_part(number)]
+            for done, number in enumerate(chain(resumed, self._answer(missing, writer, engine)), 1):
                 info = writer.part_info(number)
                 counts.add(Counts(**info["counts"]))
                 self.quarantine.restore(info["rejected"])
-                self.progress("retrieve", min((number + 1) * config.part_rows, self.num_rows), self.num_rows, "queries")
+                self.progress("retrieve", min(done * config.part_rows, self.num_rows), self.num_rows, "queries")
+            timings["search"] = round(time.perf_counter() - begin, 3) if missing else 0.0
         except StcliError:
-            if not writer.has_part(0):
+            if writer.is_empty:
                 writer.discard()
             raise
-        timings["search"] = round(timings["search"], 3)
         begin = time.perf_counter()
         audited = self._audit(engine.options)
         timings["audit"] = round(time.perf_counter() - begin, 3)
@@ -178,7 +211,7 @@ class Run:
         speed = round(counts.queries / timings["search"], 1) if timings["search"] and not resumed else None
         return {
             "command": "retrieve",
-            "counts": asdict(counts) | {"parts": self.num_parts, "parts_resumed": resumed},
+            "counts": asdict(counts) | {"parts": self.num_parts, "parts_resumed": len(resumed)},
             "queries_per_s": speed,
             "calibration": calibration.to_json() if calibration else None,
             "audit": audited,
@@ -187,6 +220,22 @@ class Run:
             "warnings": self.warnings,
             "outputs": {"results": str(self.output), "rejected": str(rejected) if rejected else None},
         }
+
+    def _answer(self, numbers: Sequence[int], writer: ResultsWriter, engine: Engine) -> Iterator[int]:
+        """Answer parts here or in workers; yields the number of each once it is written."""
+        config = self.config
+        threads = config.threads or max((os.cpu_count() or 1) // config.workers, 1)
+        memory = memory_limit(config.memory_limit) // config.workers
+        job = replace(self.job, config=replace(config, threads=threads, memory_limit=memory))
+        if config.engine == "ray":
+            on_gpu = self.model.device.type == "cuda"
+            yield from ray_workers(part_worker, job, numbers, config.workers, threads, int(on_gpu))
+        elif config.workers > 1:
+            yield from local_workers(part_worker, job, numbers, config.workers)
+        else:
+            for number in numbers:
+                self.write_part(writer, engine, number)
+                yield number
 
     def _audit(self, options: SearchOptions) -> dict[str, dict[str, Any]] | None:
         """Recall of random queries of this run, if it was asked for."""
@@ -203,7 +252,8 @@ class Run:
         if counts.unknown_excluded:
             self.warnings.append(f"{counts.unknown_excluded} excluded ids are no items of the index")
 
-    def _engine(self) -> Engine:
+    def engine(self, calibration: Calibration | None) -> Engine:
+        """What turns batches of queries into batches of results."""
         config = self.config
         return Engine(
             reader=self.reader,
@@ -212,6 +262,7 @@ class Run:
                 config.rescore or default_candidates(config.k),
                 self.probes,
                 config.exact,
+                calibration,
                 allowed=self.lists.allowed,
                 verify=self.verify,
             ),
@@ -243,7 +294,8 @@ class Run:
         self.quarantine.take(row, bad, ids)
         self._rejected += self.quarantine.entries(before)
 
-    def _write_part(self, writer: ResultsWriter, engine: Engine, number: int) -> None:
+    def write_part(self, folder: PartsFolder, engine: Engine, number: int) -> None:
+        """Answer the queries of one part and write them."""
         config = self.config
         start, stop = number * config.part_rows, min((number + 1) * config.part_rows, self.num_rows)
         engine.counts = Counts()
@@ -259,7 +311,7 @@ class Run:
         def info() -> dict[str, Any]:
             return {"counts": asdict(engine.counts), "rejected": self._rejected}
 
-        writer.write_part(number, answered(), engine.schema, info)
+        folder.write_part(number, answered(), engine.schema, info)
 
     def _identity(self, given: Calibration | None) -> dict[str, Any]:
         options = {name: getattr(self.config, name) for name in RESULT_OPTIONS}

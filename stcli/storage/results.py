@@ -32,7 +32,55 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
-class ResultsWriter:
+class PartsFolder:
+    """The parts of a run that is going on; several processes may write into it.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def is_empty(self) -> bool:
+        """No part is finished."""
+        return next(self.folder.glob("part-*.parquet"), None) is None
+
+    def has_part(self, number: int) -> bool:
+        """The part is finished."""
+        return (self.folder / part_name(number)).exists()
+
+    def calibration(self) -> Any | None:
+        """The calibration of the interrupted run, if it got that far."""
+        if (self.folder / CALIBRATION).exists():
+            return read_json(self.folder / CALIBRATION, "interrupted run")
+        if (self.folder / MANIFEST).exists():
+            return open_results(self.folder)["calibration"]
+        return None
+
+    def write_part(
+        self, number: int, batches: Iterable[pa.RecordBatch], schema: pa.Schema, info: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Write a part; what `info` gives once all batches are written is kept in its footer, for `part_info`."""
+        path = self.folder / part_name(number)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # a worker of a killed run may still be at it
+        plain = [field.name for field in schema if not pa.types.is_list(field.type)]
+        with pq.ParquetWriter(
+            temporary, schema, use_dictionary=plain, compression="zstd", compression_level=1
+        ) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+            writer.add_key_value_metadata({"stcli": canonical(info())})
+        atomic.sync(temporary)
+        os.replace(temporary, path)
+
+    def part_info(self, number: int) -> dict[str, Any]:
+        """What `write_part` was given with this part."""
+        return part_info(self.folder / part_name(number))
+
+
+class ResultsWriter(PartsFolder):
     """Writes the parts of one run, or goes on with an interrupted one.
 
     Args:
@@ -47,7 +95,8 @@ class ResultsWriter:
     """
 
     def __init__(self, output: Path, identity: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
-        self.output, self.folder = output, atomic.partial_path(output)
+        super().__init__(atomic.partial_path(output))
+        self.output = output
         self._identity = dict(identity)
         before = self._found() if resume else None
         if before is None:
@@ -91,41 +140,9 @@ class ResultsWriter:
         """An earlier run has finished; there is nothing to do."""
         return self.folder == self.output
 
-    def has_part(self, number: int) -> bool:
-        """The part is finished."""
-        return (self.folder / part_name(number)).exists()
-
-    def calibration(self) -> Any | None:
-        """The calibration of the interrupted run, if it got that far."""
-        if (self.folder / CALIBRATION).exists():
-            return read_json(self.folder / CALIBRATION, "interrupted run")
-        if (self.folder / MANIFEST).exists():
-            return open_results(self.folder)["calibration"]
-        return None
-
     def save_calibration(self, data: Any) -> None:
         """Keep the calibration, before the first part."""
         atomic.write_text(self.folder / CALIBRATION, canonical(data))
-
-    def write_part(
-        self, number: int, batches: Iterable[pa.RecordBatch], schema: pa.Schema, info: Callable[[], dict[str, Any]]
-    ) -> None:
-        """Write a part; what `info` gives once all batches are written is kept in its footer, for `part_info`."""
-        path = self.folder / part_name(number)
-        temporary = path.with_name(path.name + ".tmp")
-        plain = [field.name for field in schema if not pa.types.is_list(field.type)]
-        with pq.ParquetWriter(
-            temporary, schema, use_dictionary=plain, compression="zstd", compression_level=1
-        ) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-            writer.add_key_value_metadata({"stcli": canonical(info())})
-        atomic.sync(temporary)
-        os.replace(temporary, path)
-
-    def part_info(self, number: int) -> dict[str, Any]:
-        """What `write_part` was given with this part."""
-        return part_info(self.folder / part_name(number))
 
     def discard(self) -> None:
         """Remove what this run wrote."""
@@ -144,8 +161,8 @@ class ResultsWriter:
         )
         atomic.write_text(self.folder / RUN, canonical(dict(run)))
         atomic.write_text(self.folder / MANIFEST, canonical(manifest))
-        for name in (IDENTITY, CALIBRATION):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in (self.folder / IDENTITY, self.folder / CALIBRATION, *self.folder.glob("*.tmp")):
+            path.unlink(missing_ok=True)
         atomic.publish(self.folder, self.output)
         return manifest
 

@@ -1,0 +1,154 @@
+"""`retrieve` with several processes or Ray actors: the same rows, whoever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+import stcli
+from stcli.errors import InputError, RunError
+from stcli.pipeline.workers import local_workers, ray_workers
+from tests import process
+from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents
+
+RUN = {"part_rows": 10, "exact": True, **FILTERED}
+
+
+class Scribe:
+    """A worker that notes what it does; told to, it dies or fails at a number, once or always."""
+
+    def __init__(self, job: dict) -> None:
+        self.folder, self.dies, self.fails, self.always = (job[key] for key in ("folder", "dies", "fails", "always"))
+
+    def __call__(self, number: int) -> None:
+        if number == self.fails:
+            raise InputError(f"piece {number} is wrong")
+        mark = Path(self.folder, "died")
+        if number == self.dies and (self.always or not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(self.folder, f"{number}.{time.monotonic_ns()}").touch()
+
+
+def scribe_job(folder: Path, dies: int | None = None, fails: int | None = None, always: bool = False) -> dict:
+    return {"folder": str(folder), "dies": dies, "fails": fails, "always": always}
+
+
+def written(folder: Path) -> set[int]:
+    return {int(path.name.split(".")[0]) for path in folder.iterdir() if path.name != "died"}
+
+
+def test_every_piece_is_done_once(tmp_path):
+    assert sorted(local_workers(Scribe, scribe_job(tmp_path), range(20), 2)) == list(range(20))
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_worker_that_is_killed_is_replaced(tmp_path):
+    assert sorted(local_workers(Scribe, scribe_job(tmp_path, dies=3), range(8), 2)) == list(range(8))
+    assert written(tmp_path) == set(range(8))
+
+
+def test_workers_that_keep_dying_end_the_run(tmp_path):
+    with pytest.raises(RunError, match="worker processes died 3 times"):
+        list(local_workers(Scribe, scribe_job(tmp_path, dies=3, always=True), [3], 2))
+
+
+def test_an_error_of_a_worker_is_raised(tmp_path):
+    with pytest.raises(InputError, match="piece 2 is wrong"):
+        list(local_workers(Scribe, scribe_job(tmp_path, fails=2), range(4), 2))
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_processes_give_the_same_rows(tiny, tmp_path, workers):
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", **RUN)
+    summary = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", workers=workers, threads=1, **RUN)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert summary["counts"]["queries"] == 120
+
+
+def test_processes_use_the_calibration_and_report_bad_rows(tiny, tmp_path):
+    queries = bad_queries(tmp_path / "q.parquet", tiny)
+    more = {"bad_rows": "quarantine", "max_bad_fraction": 0.2, "part_rows": 8, "target_recall": 0.9, **FILTERED}
+    stcli.retrieve(tiny.model, queries, tmp_path / "one", **more)
+    stcli.retrieve(tiny.model, queries, tmp_path / "many", workers=2, **more)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    one, many = ((tmp_path / f"{name}.rejected.parquet").read_bytes() for name in ("one", "many"))
+    assert one == many
+
+
+def test_the_driver_is_killed_and_the_run_resumed(tiny, tmp_path):
+    """Its workers end by themselves, so that nothing writes behind the back of the resumed run."""
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "whole", **RUN | {"part_rows": 1})
+    words = ["retrieve", tiny.model, tiny.queries, "-o", tmp_path / "out", "--filter-column", "filter", "--k", "10"]
+    words += ["--exact", "--part-rows", "1"]
+    running = process.start(*words, "--workers", "2")
+    partial = tmp_path / "out.partial"
+    while len(list(partial.glob("part-*.parquet"))) < 3:
+        assert running.poll() is None
+        time.sleep(0.01)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+    running.kill()
+    running.communicate()
+    code, _, err = process.finish(*words, "--resume")
+    assert code == 0, err
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    while any(Path("/proc", child, "cmdline").exists() for child in children):
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_the_workers(tiny, tmp_path):
+    words = ["retrieve", tiny.model, tiny.queries, "-o", tmp_path / "out", "--k", "10", "--part-rows", "1"]
+    running = process.start(*words, "--workers", "2")
+    while not list((tmp_path / "out.partial").glob("part-*.parquet")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    running.communicate()
+    assert running.returncode == 130
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_workers_at_all(tiny, tmp_path):
+    with pytest.raises(InputError, match="--workers 0"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", workers=0)
+    with pytest.raises(InputError, match="--engine 'spark'"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", engine="spark")
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'stcli[ray]'")
+    root = str(Path(stcli.__file__).parent.parent)
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_ray_actors_give_the_same_rows(ray_session, tiny, tmp_path):
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", **RUN)
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "ray", engine="ray", workers=2, threads=1, **RUN)
+    assert contents(tmp_path / "one") == contents(tmp_path / "ray")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_actor_that_is_killed_is_replaced(ray_session, tmp_path):
+    done = ray_workers(Scribe, scribe_job(tmp_path, dies=3), range(8), 2, cpus=1, gpus=0)
+    assert sorted(done) == list(range(8))
+    assert written(tmp_path) == set(range(8))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_error_in_an_actor_is_ours(ray_session, tmp_path):
+    with pytest.raises(InputError, match="piece 2 is wrong"):
+        list(ray_workers(Scribe, scribe_job(tmp_path, fails=2), range(4), 2, cpus=1, gpus=0))
