@@ -71,8 +71,13 @@ class Lines:
         return Lines(self.values, self.begins[lines], self.ends[lines])
 
     def to(self, device: torch.device) -> Lines:
-        """The same on another device."""
-        return Lines(self.values.to(device), self.begins.to(device), self.ends.to(device))
+        """The same on another device; only the values that the lines span are copied."""
+        if device == self.values.device or not len(self.begins):
+            return self
+        first, end = int(self.begins.min()), int(self.ends.max())
+        return Lines(
+            self.values[first:end].to(device), (self.begins - first).to(device), (self.ends - first).to(device)
+        )
 
 
 @dataclass(frozen=True)

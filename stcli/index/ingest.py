@@ -166,8 +166,9 @@ def ingest(
     with (folder / "embeddings.bin").open("wb") as embeddings:
         for row, batch in table.batches(columns, batch_rows):
             bad = BadRows.none(batch.num_rows)
-            batch_ids = read_ids(batch.column(config.id_column), bad)
-            vectors = read_embeddings(batch.column(config.embedding_column), schema.dim, schema.dtype, bad)
+            batch_ids = read_ids(batch.column(config.id_column), bad, config.id_column)
+            column = batch.column(config.embedding_column)
+            vectors = read_embeddings(column, schema.dim, schema.dtype, bad, config.embedding_column)
             quarantine.take(row, bad, batch.column(config.id_column))
             if bad.bad.any():
                 good = pa.array(~bad.bad)

@@ -22,6 +22,9 @@ from stcli.storage.columns import BadRows
 
 SCORE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
+EXPLAINED = ("route", "probes", "admitted", "items_scored")
+"""Columns that `explain` adds."""
+
 
 @dataclass
 class Counts:
@@ -82,6 +85,7 @@ class Engine:
                     f"{nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
                 )
         taken = [self.reader.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
+        taken += EXPLAINED if self.explain else ()
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise InputError(
@@ -101,7 +105,7 @@ class Engine:
         fields.append(pa.field("status", pa.string()))
         if self.explain:
             fields.append(pa.field("route", pa.string()))
-            fields += [pa.field(name, pa.int64()) for name in ("probes", "admitted", "items_scored")]
+            fields += [pa.field(name, pa.int64()) for name in EXPLAINED[1:]]
         return pa.schema(fields)
 
     def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:

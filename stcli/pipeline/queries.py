@@ -106,9 +106,10 @@ class QueryReader:
     def read(self, batch: pa.RecordBatch) -> QueryBatch:
         """Read one batch of query rows."""
         bad = BadRows.none(batch.num_rows)
-        ids = read_ids(batch.column(self.id_column), bad)
+        ids = read_ids(batch.column(self.id_column), bad, self.id_column)
         dim = self.model.query_dim
-        vectors = read_embeddings(batch.column(self.embedding_column), dim, np.dtype(np.float32), bad)
+        column = batch.column(self.embedding_column)
+        vectors = read_embeddings(column, dim, np.dtype(np.float32), bad, self.embedding_column)
         texts = self._texts(batch)
         bound = self._bound(batch)
         failed = self.plan.check(bound, texts) if self.plan else self.model.planner.check(texts)

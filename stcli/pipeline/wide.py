@@ -60,8 +60,8 @@ def join_by_id(config: PackConfig, ids: ItemIds, manifest: dict[str, Any], besid
                 )
             joined = _unlinked(beside.with_name(beside.name + ".wide"), kept, (manifest["num_items"], dim))
         bad = BadRows.none(batch.num_rows)
-        rows = lookup.rows_of(read_ids(batch.column(config.id_column), bad))
-        vectors = read_embeddings(column, dim or 0, dtype, bad)
+        rows = lookup.rows_of(read_ids(batch.column(config.id_column), bad, config.id_column))
+        vectors = read_embeddings(column, dim or 0, dtype, bad, config.embedding_column)
         for local in sorted(bad.reasons):
             if rows[local] >= 0:
                 raise InputError(f"{table.name}: {table.where(first + local)}: {bad.reasons[local]}")

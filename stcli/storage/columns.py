@@ -61,17 +61,20 @@ def id_type(kind: pa.DataType, where: str) -> IdType:
     raise InputError(f"{where} is {kind}; ids must be an integer or a string column")
 
 
-def read_ids(column: pa.Array, bad: BadRows) -> pa.Array:
-    """Ids as int64 or large_string; nulls and integers beyond int64 are marked bad (and become 0 or "")."""
+def read_ids(column: pa.Array, bad: BadRows, name: str = "id") -> pa.Array:
+    """Ids as int64 or large_string; nulls and integers beyond int64 are marked bad (and become 0 or "").
+
+    `name` is the column's, for the reasons.
+    """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     nulls = column.is_null().to_numpy(zero_copy_only=False)
-    bad.mark(nulls, "id is null")
+    bad.mark(nulls, f"column {name!r} is null")
     if not pa.types.is_integer(column.type):
         return pc.fill_null(column.cast(pa.large_string()), "")
     if column.type == pa.uint64():
         over = pc.fill_null(pc.greater(column, pa.scalar(2**63 - 1, pa.uint64())), False).to_numpy(zero_copy_only=False)
-        bad.mark(over, "id is above 2^63 - 1")
+        bad.mark(over, f"column {name!r} is above 2^63 - 1")
         column = pc.if_else(pa.array(over), pa.scalar(0, pa.uint64()), column)
     return pc.fill_null(column.cast(pa.int64()), 0)
 
@@ -96,16 +99,17 @@ def usual_length(column: pa.Array) -> int | None:
     return int(counts.argmax()) if len(counts) else None
 
 
-def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows) -> np.ndarray:
+def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows, name: str = "embedding") -> np.ndarray:
     """Embeddings as [rows, dim]; null, another length, null inside, NaN and infinite values are marked bad.
 
-    Bad rows are zero in the result.
+    Bad rows are zero in the result. `name` is the column's, for the reasons.
     """
+    where = f"column {name!r}"
     rows = len(column)
     lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
-    bad.mark(lengths == -1, "embedding is null")
+    bad.mark(lengths == -1, f"{where} is null")
     wrong = (lengths != dim) & (lengths >= 0)
-    bad.mark(wrong, [f"embedding has length {length} where {dim} was expected" for length in lengths[wrong]])
+    bad.mark(wrong, [f"{where} has length {length} where {dim} was expected" for length in lengths[wrong]])
     usable = lengths == dim
     if not usable.all():
         column = column.filter(pa.array(usable))
@@ -123,9 +127,9 @@ def read_embeddings(column: pa.Array, dim: int, dtype: np.dtype, bad: BadRows) -
     result = np.zeros((rows, dim), dtype)
     result[usable] = read
     if holes is not None:
-        bad.mark(_spread(holes, usable), "embedding holds a null")
-    bad.mark(np.any(np.isnan(result), axis=1), "embedding holds a NaN")
-    bad.mark(np.any(np.isinf(result), axis=1), "embedding holds an infinite value")
+        bad.mark(_spread(holes, usable), f"{where} holds a null")
+    bad.mark(np.any(np.isnan(result), axis=1), f"{where} holds a NaN")
+    bad.mark(np.any(np.isinf(result), axis=1), f"{where} holds an infinite value")
     result[bad.bad] = 0
     return result
 

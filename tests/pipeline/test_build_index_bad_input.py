@@ -68,19 +68,21 @@ BAD_TABLES = {
         r"i.parquet: column 'embedding' holds no embedding with at least one value", dict.fromkeys(range(6))
     ),
     "another length": bad_rows(
-        r"parquet: row 4 \(id 4\): embedding has length 2 where 4 was expected; mend it, or use --bad-rows quarantine",
+        r"parquet: row 4 \(id 4\): column 'embedding' has length 2 where 4 was expected; mend it, or use --bad-rows",
         {4: [1.0, 2.0]},
     ),
-    "another length first": bad_rows(r"row 0 \(id 0\): embedding has length 2 where 4 was expected", {0: [1.0, 2.0]}),
-    "empty": bad_rows(r"i.parquet: row 0 \(id 0\): embedding has length 0 where 4 was expected", {0: []}),
-    "null": bad_rows(r"i.parquet: row 3 \(id 3\): embedding is null", {3: None}),
-    "null inside": bad_rows(r"i.parquet: row 3 \(id 3\): embedding holds a null", {3: [1.0, None, 2.0, 3.0]}),
-    "NaN": bad_rows(r"i.parquet: row 5 \(id 5\): embedding holds a NaN", {5: [1.0, math.nan, 0.0, 0.0]}),
-    "infinite": bad_rows(r"row 1 \(id 1\): embedding holds an infinite value", {1: [1.0, -math.inf, 0.0, 0.0]}),
-    "null id": bad_ids(r"i.parquet: row 2 \(id None\): id is null", [1, 2, None, 4, 5, 6]),
-    "null text id": bad_ids(r"i.parquet: row 2 \(id None\): id is null", ["", "b", None, "d", "e", "f"]),
+    "another length first": bad_rows(r"row 0 \(id 0\): column 'embedding' has length 2 where 4", {0: [1.0, 2.0]}),
+    "empty": bad_rows(r"i.parquet: row 0 \(id 0\): column 'embedding' has length 0 where 4 was expected", {0: []}),
+    "null": bad_rows(r"i.parquet: row 3 \(id 3\): column 'embedding' is null", {3: None}),
+    "null inside": bad_rows(r"i.parquet: row 3 \(id 3\): column 'embedding' holds a null", {3: [1.0, None, 2.0, 3.0]}),
+    "NaN": bad_rows(r"i.parquet: row 5 \(id 5\): column 'embedding' holds a NaN", {5: [1.0, math.nan, 0.0, 0.0]}),
+    "infinite": bad_rows(
+        r"row 1 \(id 1\): column 'embedding' holds an infinite value", {1: [1.0, -math.inf, 0.0, 0.0]}
+    ),
+    "null id": bad_ids(r"i.parquet: row 2 \(id None\): column 'item_id' is null", [1, 2, None, 4, 5, 6]),
+    "null text id": bad_ids(r"i.parquet: row 2 \(id None\): column 'item_id' is null", ["", "b", None, "d", "e", "f"]),
     "large id": bad_ids(
-        r"row 3 \(id 9223372036854775808\): id is above 2\^63 - 1", [1, 2, 3, 2**63, 5, 6], pa.uint64()
+        r"row 3 \(id 9223372036854775808\): column 'item_id' is above 2\^63 - 1", [1, 2, 3, 2**63, 5, 6], pa.uint64()
     ),
     "repeated id": bad_ids(r"i.parquet: row 3 \(id 2\): id occurs at an earlier row already", [1, 2, 3, 2, 5, 1]),
     "repeated text id": bad_ids(r"row 5 \(id 'a'\): id occurs at an earlier row already", list("abcdea")),
@@ -111,7 +113,7 @@ def test_a_bad_row_of_a_later_file_is_named_with_its_file(tmp_path):
     folder.mkdir()
     write_items(folder / "a.parquet", {"embedding": lists({})})
     write_items(folder / "b.parquet", {"item_id": pa.array(range(6, 12)), "embedding": lists({2: None})})
-    with pytest.raises(InputError, match=r"items: b.parquet row 2 \(id 8\): embedding is null"):
+    with pytest.raises(InputError, match=r"items: b.parquet row 2 \(id 8\): column 'embedding' is null"):
         stcli.build_index(folder, tmp_path / "out")
 
 
@@ -175,14 +177,14 @@ def table_with_bad_rows(path, rows=200):
     columns = {name: column.to_pylist() for name, column in mixed_items(rows=rows).items()}
     columns["item_id"] = [i * 2 for i in range(rows)]
     bad = {
-        0: ("embedding", None, "embedding is null"),
-        1: ("embedding", [1.0], "embedding has length 1 where 10 was expected"),
-        64: ("embedding", [math.nan] * DIM, "embedding holds a NaN"),
-        65: ("item_id", None, "id is null"),
-        66: ("embedding", [math.inf] * DIM, "embedding holds an infinite value"),
+        0: ("embedding", None, "column 'embedding' is null"),
+        1: ("embedding", [1.0], "column 'embedding' has length 1 where 10 was expected"),
+        64: ("embedding", [math.nan] * DIM, "column 'embedding' holds a NaN"),
+        65: ("item_id", None, "column 'item_id' is null"),
+        66: ("embedding", [math.inf] * DIM, "column 'embedding' holds an infinite value"),
         100: ("item_id", 4, "id occurs at an earlier row already"),
         101: ("item_id", 4, "id occurs at an earlier row already"),
-        150: ("embedding", [None, *[1.0] * (DIM - 1)], "embedding holds a null"),
+        150: ("embedding", [None, *[1.0] * (DIM - 1)], "column 'embedding' holds a null"),
         rows - 1: ("item_id", 130, None),  # row 65 had the id 130, but was rejected
         rows - 2: ("item_id", 396, None),
     }

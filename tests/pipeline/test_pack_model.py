@@ -255,11 +255,11 @@ WIDE = {
         wide_table(wide=fixed(wide_rows().astype(np.int32))),
     ),
     "NaN": (
-        r"row \d+: embedding holds a NaN",
+        r"row \d+: column 'wide' holds a NaN",
         wide_table(wide=fixed(np.where(wide_rows() > 2, np.nan, wide_rows()))),
     ),
     "length": (
-        r"row \d+: embedding has length 3 where 16 was expected",
+        r"row \d+: column 'wide' has length 3 where 16 was expected",
         wide_table(wide=pa.array([[1.0] * 3, *wide_rows()[1:].tolist()])),
     ),
 }

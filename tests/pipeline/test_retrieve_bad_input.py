@@ -49,9 +49,17 @@ def test_a_batch_of_bad_rows_only(tiny, tmp_path):
     assert read(tmp_path / "out True")["query_id"].to_pylist() == [0, 0, 0, 1, 1, 1, 4, 4, 4, 5, 5, 5]
 
 
+def test_a_query_column_named_as_one_of_the_output(tiny, tmp_path):
+    queries = write_queries(tmp_path / "q.parquet", tiny.vectors, route=pa.array(["r"] * len(tiny.vectors)))
+    stcli.retrieve(tiny.model, queries, tmp_path / "out", k=3, columns=["route"])
+    with pytest.raises(InputError, match="two columns 'route'; leave it out of --columns"):
+        stcli.retrieve(tiny.model, queries, tmp_path / "again", k=3, columns=["route"], explain=True)
+
+
 def test_the_first_bad_row_stops_the_run(tiny, tmp_path):
     queries = bad_queries(tmp_path / "q.parquet", tiny)
-    with pytest.raises(InputError, match=r"q.parquet: row 1 \(id 'q1'\): embedding is null.*--bad-rows quarantine"):
+    message = r"q.parquet: row 1 \(id 'q1'\): column 'embedding' is null.*--bad-rows quarantine"
+    with pytest.raises(InputError, match=message):
         stcli.retrieve(tiny.model, queries, tmp_path / "out", k=3)
     with pytest.raises(InputError, match=r"(?s)q.parquet: row 5.*filter.*\^.*--bad-rows quarantine"):
         stcli.retrieve(tiny.model, queries, tmp_path / "out", **FILTERED)
@@ -159,7 +167,7 @@ def test_bad_query_tables(tiny, tmp_path):
     short = [*tiny.vectors[:3].tolist(), [1.0, 2.0]]
     ragged = ragged.slice(0, 4).set_column(1, "embedding", pa.array(short, pa.list_(pa.float32())))
     pq.write_table(ragged, tmp_path / "ragged.parquet")
-    with pytest.raises(InputError, match=r"row 3 \(id 'q003'\): embedding has length 2 where 16 was expected"):
+    with pytest.raises(InputError, match=r"row 3 \(id 'q003'\): column 'embedding' has length 2 where 16 was expected"):
         stcli.retrieve(tiny.model, tmp_path / "ragged.parquet", out)
     pq.write_table(table.slice(0, 0), tmp_path / "empty.parquet")
     with pytest.raises(InputError, match=r"empty.parquet: has no rows"):

@@ -56,14 +56,15 @@ def test_null_ids_are_bad():
         bad = BadRows.none(3)
         assert len(read_ids(column, bad)) == 3
         assert bad.bad.tolist() == [False, True, False]
-        assert bad.reasons == {1: "id is null"}
+        assert bad.reasons == {1: "column 'id' is null"}
 
 
 def test_ids_beyond_int64_are_bad():
     bad = BadRows.none(4)
     found = read_ids(pa.array([2**63 - 1, 2**63, None, 2**64 - 1], pa.uint64()), bad)
     assert found.to_pylist() == [2**63 - 1, 0, 0, 0]
-    assert bad.reasons == {1: "id is above 2^63 - 1", 2: "id is null", 3: "id is above 2^63 - 1"}
+    above = "column 'id' is above 2^63 - 1"
+    assert bad.reasons == {1: above, 2: "column 'id' is null", 3: above}
 
 
 @pytest.mark.parametrize("kind", [pa.float64(), pa.binary(), pa.bool_(), pa.list_(pa.int64()), pa.date32()])
@@ -127,13 +128,13 @@ def test_bad_embeddings_have_their_reason_and_others_stay(kind, shape):
     bad = BadRows.none(len(rows))
     found = read_embeddings(column, 3, dtype, bad)
     expected = {
-        1: "embedding is null",
-        2: "embedding holds a null",
-        3: "embedding holds a NaN",
-        4: "embedding holds an infinite value",
-        6: "embedding has length 0 where 3 was expected",
-        7: "embedding has length 2 where 3 was expected",
-        8: "embedding has length 4 where 3 was expected",
+        1: "column 'embedding' is null",
+        2: "column 'embedding' holds a null",
+        3: "column 'embedding' holds a NaN",
+        4: "column 'embedding' holds an infinite value",
+        6: "column 'embedding' has length 0 where 3 was expected",
+        7: "column 'embedding' has length 2 where 3 was expected",
+        8: "column 'embedding' has length 4 where 3 was expected",
     }
     assert bad.reasons == {row: reason for row, reason in expected.items() if row < len(rows)}
     assert sorted(np.flatnonzero(bad.bad)) == sorted(bad.reasons)
@@ -145,13 +146,13 @@ def test_a_slice_of_fixed_lists_with_nulls():
     bad = BadRows.none(2)
     column = pa.array([None, [1.0, 2.0], None], pa.list_(pa.float32(), 2)).slice(1)
     assert read_embeddings(column, 2, np.dtype(np.float32), bad).tolist() == [[1.0, 2.0], [0.0, 0.0]]
-    assert bad.reasons == {1: "embedding is null"}
+    assert bad.reasons == {1: "column 'embedding' is null"}
 
 
 def test_a_float64_too_large_for_float32_is_infinite():
     bad = BadRows.none(2)
     read_embeddings(pa.array([[1e39, 0.0], [1e38, 0.0]]), 2, np.dtype(np.float32), bad)
-    assert bad.reasons == {0: "embedding holds an infinite value"}
+    assert bad.reasons == {0: "column 'embedding' holds an infinite value"}
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.list_(pa.int32()), pa.string(), pa.list_(pa.list_(pa.float32()))])
