@@ -123,6 +123,8 @@ class PackConfig:
     overarch: str | None = None
     overarch_columns: Sequence[str] | None = None
     overarch_cache: str = "components"
+    value_models: Sequence[str] = ()
+    value_model_file: str | None = None
     overwrite: bool = False
 
     def check(self) -> None:

@@ -163,6 +163,18 @@ def pack_model(
             "What a mol OverArch keeps of each item: components (float16), int8, or none, computed at each request.",
         ),
     ] = "components",
+    value_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--value-model",
+            help="NAME=FORMULA that makes one score of task scores and columns; repeatable. See FORMULAS.md.",
+            show_default=False,
+        ),
+    ] = None,
+    value_models: Annotated[
+        str | None,
+        opt.option("--value-models", "JSON file with a formula for each name of a value model.", show_default=False),
+    ] = None,
     overwrite: opt.Overwrite = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
@@ -179,6 +191,7 @@ def pack_model(
       stcli pack-model items.index -o model.safetensors
       stcli pack-model items.index -o model.safetensors --embedding-dtype float32
       stcli pack-model items.index -o model.safetensors --overarch overarch.json --overarch-cache int8
+      stcli pack-model items.index -o model.safetensors --value-model feed='0.5 * task.like + 13.5 * task.reply'
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
     summary = load("pack_model", None)(
@@ -192,6 +205,8 @@ def pack_model(
         overarch=overarch,
         overarch_columns=None if overarch_columns is None else opt.split(overarch_columns),
         overarch_cache=overarch_cache,
+        value_models=value_model or (),
+        value_model_file=value_models,
         overwrite=overwrite,
     )
     out.summary(summary)

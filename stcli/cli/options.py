@@ -132,12 +132,14 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         raise InputError(f"--config {path}: cannot be read ({error}); expected a TOML file of options") from error
     # By the option's name, since the parameter of --json is called something else.
     known = {name.lstrip("-"): item.name for item in context.command.params for name in item.opts if name[:2] == "--"}
+    many = {item.name for item in context.command.params if getattr(item, "multiple", False)}
     known = {key: name for key, name in known.items() if key not in ("config", "help")}
     for key, value in data.items():
         option = key.replace("_", "-")
         if option not in known:
             there = nearest(option, sorted(known))
             raise InputError(f"--config {path}: {key!r} is no option of {context.info_name}; {there}")
-        joined = ",".join(map(str, value)) if isinstance(value, list) else value
+        listed = isinstance(value, list) and known[option] not in many
+        joined = ",".join(map(str, value)) if listed else value
         context.default_map = {**(context.default_map or {}), known[option]: joined}
     return path

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from stcli.errors import FormulaError, nearest
 from stcli.formulas.parse import parse_formula
@@ -20,7 +20,10 @@ from stcli.formulas.tree import name_text
 
 _BODIES: Final = ("formula", "weighted_sum", "product_power")
 _KEYS: Final = (*_BODIES, "boosts", "nan")
-NAN_POLICIES: Final = ("lowest", "error")
+NanPolicy = Literal["lowest", "error"]
+"""What a NaN becomes, see `ValueModel`."""
+
+NAN_POLICIES: Final[tuple[NanPolicy, ...]] = ("lowest", "error")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class ValueModelText:
     """
 
     formula: str
-    nan: str = "lowest"
+    nan: NanPolicy = "lowest"
 
 
 def read_value_model(name: str, given: object) -> ValueModelText:
@@ -42,7 +45,9 @@ def read_value_model(name: str, given: object) -> ValueModelText:
     Raises:
         FormulaError: of another form, or its formula does not parse.
     """
-    where = f"value model {name!r}"
+    where = f"value model {name[:40]!r}"
+    if not name.isidentifier():
+        raise FormulaError(f"{where}: a name has letters, digits and _, and does not start with a digit")
     if isinstance(given, str):
         given = {"formula": given}
     if not isinstance(given, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal
+from typing import Final
 
 import torch
 
@@ -14,14 +14,13 @@ from stcli.formulas.functions import Kind
 from stcli.formulas.parse import Formula, parse_formula
 from stcli.formulas.program import FormulaProgram, Runner, compile_formula
 from stcli.formulas.resolve import resolve
+from stcli.formulas.sugar import NanPolicy
 from stcli.formulas.terms import additive_terms
 from stcli.formulas.tree import to_text
 from stcli.ops.checks import describe
 
 LOWEST: Final = torch.finfo(torch.float32).min
 """The score of a NaN, and the least of any candidate; -inf is left to empty slots."""
-
-NanPolicy = Literal["lowest", "error"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
-"""The item columns that an artifact keeps, read by row."""
+"""The item columns that an artifact keeps: read by row, or whole as what formulas and rules need."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from stcli.errors import InputError, nearest
+from stcli.ops.cap_groups import OWN_GROUP
 
 
 class KeptColumns:
@@ -25,3 +30,56 @@ class KeptColumns:
         """Values of a column at rows int64 [M]."""
         taken = self._table[name].take(pa.array(rows))
         return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
+
+    def kinds(self) -> dict[str, str]:
+        """What each column is in a formula, see `formula_kind`."""
+        return {field.name: formula_kind(field.type) for field in self.schema}
+
+    def values(self, name: str) -> torch.Tensor:
+        """A whole number or boolean column as a formula reads it, see `formula_values`; [N]."""
+        return formula_values(self._table[name])
+
+    def groups(self, name: str, option: str) -> torch.Tensor:
+        """A code for each item, equal for equal values of a column; int32 [N], `OWN_GROUP` for null.
+
+        Args:
+            name: the column.
+            option: how a message calls what asked for it.
+
+        Raises:
+            InputError: not kept, or of a type whose values are no groups.
+        """
+        if name not in self.schema.names:
+            raise InputError(
+                f"{option} {name}: the artifact keeps no such column; {nearest(name, self.schema.names)} "
+                "(build-index --keep-columns)"
+            )
+        column = self._table[name]
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if pa.types.is_nested(kind) or pa.types.is_floating(kind):
+            raise InputError(f"{option} {name}: is {kind}; groups need a string, integer, boolean or date column")
+        codes = column.combine_chunks()
+        codes = codes.chunk(0) if isinstance(codes, pa.ChunkedArray) and codes.num_chunks else codes
+        codes = codes.dictionary_decode() if pa.types.is_dictionary(codes.type) else codes
+        encoded = codes.dictionary_encode().indices
+        found = pc.fill_null(encoded, OWN_GROUP).to_numpy(zero_copy_only=False).astype(np.int32)
+        return torch.from_numpy(np.require(found, requirements="W"))
+
+
+def formula_kind(kind: pa.DataType) -> str:
+    """What a column is in a formula: "number", "boolean", or another word for what no formula reads."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    return "boolean" if pa.types.is_boolean(kind) else str(kind)
+
+
+def formula_values(column: pa.Array | pa.ChunkedArray) -> torch.Tensor:
+    """A number column as float32, null as NaN, or a boolean column as bool, null as false; [rows]."""
+    if pa.types.is_boolean(column.type):
+        values = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
+    else:
+        # Through float64: Arrow casts integers that float32 cannot hold only with a check off, and decimals not at all.
+        wide = column.cast(pa.float64(), safe=False)
+        with np.errstate(over="ignore"):
+            values = pc.fill_null(wide, np.nan).to_numpy(zero_copy_only=False).astype(np.float32)
+    return torch.from_numpy(np.require(values, requirements="W"))

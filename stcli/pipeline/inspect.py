@@ -77,6 +77,7 @@ def _artifact(path: str | Path, verify: bool) -> dict[str, Any]:
     told = _packed(opened.manifest)
     told["options"] |= {key: opened.manifest[key] for key in ("embedding_dtype", "embedding_dim")}
     told["overarch"] = overarch_summary(opened.manifest)
+    told["value_models"] = {name: model["formula"] for name, model in opened.manifest.get("value_models", {}).items()}
     told["origin"]["index"] = opened.manifest["index"]
     return told | ({"verified": ["hashes", *check_arrays(opened.manifest, opened.arrays, str(path))]} if verify else {})
 

@@ -14,16 +14,19 @@ import torch
 from stcli import __version__
 from stcli.config import PackConfig, Progress, no_progress
 from stcli.errors import InputError
+from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.pack_overarch import pack_overarch
 from stcli.pipeline.sizes import bytes_by_group, overarch_summary
+from stcli.pipeline.value_models import given_value_models, pack_value_models
 from stcli.pipeline.wide import join_by_id
 from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
 from stcli.storage.ids import ItemIds
 from stcli.storage.index_dir import open_index
 from stcli.storage.tensors import LazyArray
+from stcli.storage.weights import read_config
 from stcli.types import pad_dim
 
 CHUNK_ROWS = 1 << 14
@@ -57,12 +60,16 @@ def pack_model(
     config = PackConfig(**options)
     config.check()
     path = Path(output)
-    inputs = [index, *(source for source in (config.embeddings, config.overarch) if source is not None)]
+    more = (config.embeddings, config.overarch, config.value_model_file)
+    inputs = [index, *(source for source in more if source is not None)]
     atomic.check_output(path, config.overwrite, directory=False, inputs=inputs)
     start = time.perf_counter()
+    formulas = given_value_models(config.value_models, config.value_model_file)
     opened = open_index(Path(index))
     manifest, arrays = opened.manifest, dict(opened.arrays)
     source = arrays.pop("embeddings")
+    kept = KeptColumns(arrays.get("columns"))
+    value_models = pack_value_models(formulas, _tasks(config.overarch), kept)
     with atomic.new_file(path, config.overwrite) as partial:
         wide = source
         if config.embeddings is not None:
@@ -70,7 +77,7 @@ def pack_model(
         packed = _pack_embeddings(wide, config.embedding_dtype, progress)
         if wide is source and packed:
             packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
-        overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), arrays.get("columns"))
+        overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), kept)
         body = {
             **{key: manifest[key] for key in INDEX_KEYS},
             "tool_version": __version__,
@@ -80,6 +87,8 @@ def pack_model(
         }
         if overarch is not None:
             body["overarch"] = overarch
+        if value_models:
+            body["value_models"] = value_models
         sealed = write_artifact(partial, arrays | packed | learned, body)
     return {
         "command": "pack-model",
@@ -89,10 +98,16 @@ def pack_model(
         "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
         "bytes": bytes_by_group(sealed["arrays"]),
         "overarch": overarch_summary(sealed),
+        "value_models": {name: model["formula"] for name, model in sealed.get("value_models", {}).items()},
         "fingerprint": sealed["fingerprint"],
         "timings_s": {"total": round(time.perf_counter() - start, 3)},
         "outputs": {"model": str(path)},
     }
+
+
+def _tasks(overarch: str | None) -> tuple[str, ...] | None:
+    """The tasks that an OverArch scores; None without one, when requests bring them."""
+    return None if overarch is None else parse_overarch(read_config(Path(overarch)), overarch).tasks
 
 
 def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict[str, np.ndarray | LazyArray]:
@@ -115,7 +130,7 @@ def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict
 
 
 def _pack_overarch(
-    config: PackConfig, source: np.ndarray, exponents: np.ndarray | LazyArray | None, columns: np.ndarray | None
+    config: PackConfig, source: np.ndarray, exponents: np.ndarray | LazyArray | None, kept: KeptColumns
 ) -> tuple[dict[str, Any] | None, dict[str, np.ndarray | LazyArray]]:
     """Manifest entry and arrays of `--overarch`, over the embeddings as they are packed."""
     if config.overarch is None:
@@ -134,7 +149,7 @@ def _pack_overarch(
         embeddings,
         int(source.shape[0]),
         int(source.shape[1]),
-        KeptColumns(columns),
+        kept,
         config.overarch_columns,
         config.overarch_cache,
     )

@@ -17,6 +17,7 @@ from stcli.index import kmeans
 from stcli.ops.assign_clusters import assign_clusters
 from stcli.ops.bloom_hash import bloom_positions
 from stcli.ops.build_bit_matrix import build_bit_matrix
+from stcli.ops.cap_groups import cap_groups
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.count_bits import count_bits
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
@@ -184,6 +185,13 @@ def test_map_ids():
     wanted = torch.arange(0, 100_003, 97)
     for given in (ids, ids * 1000):
         on_both(lambda ids, wanted: map_ids(wanted, ids, id_table(ids)), given, wanted)
+
+
+def test_cap_groups():
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(-1, 50, (5, 40), generator=generator)
+    groups = torch.randint(-1, 9, (2, 50), generator=generator, dtype=torch.int32)
+    on_both(cap_groups, rows, groups, torch.tensor([2, 5]), 12)
 
 
 def test_bloom_positions():
