@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -123,7 +122,7 @@ def build_index(
 
 
 def pack_model(
-    index: Annotated[Path, typer.Argument(help="Directory made by build-index.", show_default=False)],
+    index: Annotated[str, typer.Argument(help="Directory made by build-index.", show_default=False)],
     output: opt.Output,
     embedding_dtype: Annotated[
         str, opt.option("--embedding-dtype", "float16, float32 or none: the embeddings that re-score the candidates.")

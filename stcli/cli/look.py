@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from stcli.cli.output import Output
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Parquet, index, artifact, results or report.", show_default=False)],
+    path: Annotated[str, typer.Argument(help="Parquet, index, artifact, results or report.", show_default=False)],
     verify: Annotated[
         bool, opt.option("--verify", "Check the hash of all content and the invariants of the tensors.")
     ] = False,
@@ -32,7 +31,7 @@ def inspect(
 
 
 def explain(
-    model: Annotated[Path, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
     filter: Annotated[str, typer.Option("--filter", help="The filter to explain.", show_default=False)],
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,

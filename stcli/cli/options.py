@@ -47,7 +47,7 @@ def split_shares(name: str, text: str | None) -> tuple[float, ...]:
         raise InputError(f"{name} {text!r}: expected numbers with commas, such as 0.95,0.98") from error
 
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="Where the result goes.", show_default=False)]
+Output = Annotated[str, typer.Option("-o", "--output", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, option("--overwrite", "Replace an existing output, once the new one is whole.")]
 AsJson = Annotated[bool, option("--json", "Print one JSON object on stdout instead of a table.")]
 Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:<number>.")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from stcli.cli.output import Output
 
 
 def retrieve(
-    model: Annotated[Path, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
     queries: Annotated[list[str], typer.Argument(help="Parquet file, files, directory or URI.", show_default=False)],
     output: opt.Output,
     k: Annotated[int, opt.option("--k", "Results a query.", min=1)] = 100,
@@ -214,7 +213,7 @@ def retrieve(
 
 
 def bench(
-    model: Annotated[Path, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="Artifact made by pack-model.", show_default=False)],
     queries: Annotated[list[str], typer.Argument(help="Parquet file, files, directory or URI.", show_default=False)],
     output: opt.Output,
     k: Annotated[int, opt.option("--k", "Results a query.", min=1)] = 100,

@@ -38,6 +38,7 @@ from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES
 from stcli.pipeline.sample import Sample, draw_sample
 from stcli.storage import atomic
 from stcli.storage.parquet import Table, open_table
+from stcli.storage.remote import on_any_filesystem
 
 LATENCY_BATCHES = (1, 16, 256)
 """Batch sizes timed beside the one asked for."""
@@ -52,6 +53,7 @@ ARM_SECONDS = 60.0
 """A setting that has taken so long is not repeated further; the report says how often it ran."""
 
 
+@on_any_filesystem("model")
 def bench(
     model: str | Path,
     queries: str | Path | Sequence[str | Path],

@@ -19,11 +19,13 @@ from stcli.storage import atomic
 from stcli.storage.index_dir import IndexWriter
 from stcli.storage.parquet import open_table
 from stcli.storage.quarantine import Quarantine
+from stcli.storage.remote import on_any_filesystem
 
 VERSION_METADATA = b"embedding_version"
 """Key of the Parquet schema metadata that names the version of the embeddings."""
 
 
+@on_any_filesystem()
 def build_index(
     items: str | Path | Sequence[str | Path], output: str | Path, *, progress: Progress = no_progress, **options: Any
 ) -> dict[str, Any]:

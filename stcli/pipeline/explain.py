@@ -18,11 +18,13 @@ from stcli.filters.tree import to_text
 from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
 from stcli.ops.count_bits import count_bits
+from stcli.storage.remote import on_any_filesystem
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
 
 LEAVES_SHOWN = 24
 
 
+@on_any_filesystem("model")
 def explain(model: str | Path, filter: str) -> dict[str, Any]:
     """Explain a filter on an artifact.
 

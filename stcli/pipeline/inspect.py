@@ -12,6 +12,7 @@ from stcli.errors import FormatError
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.report import PAGE, read_report
 from stcli.pipeline.sizes import bytes_by_group, overarch_summary
+from stcli.storage import remote
 from stcli.storage.artifact import open_artifact_file
 from stcli.storage.index_dir import open_index
 from stcli.storage.kinds import PARQUET, kind_of
@@ -36,9 +37,12 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
         InputError: there is nothing.
         FormatError: none of these, truncated, edited, or a check failed; the message says which.
     """
+    given = str(path)
+    if remote.is_remote(path) and remote.holds_ours(given):
+        path = remote.local_copy(given)
     kind = kind_of(path)
     tell = {PARQUET: _parquet, INDEX: _index, ARTIFACT: _artifact, RESULTS: _results, REPORT: _report}[kind]
-    return {"kind": kind, "path": str(path), **tell(path, verify)}
+    return {"kind": kind, "path": given, **tell(path, verify)}
 
 
 def _parquet(path: str | Path, verify: bool) -> dict[str, Any]:

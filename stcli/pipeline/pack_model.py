@@ -25,6 +25,7 @@ from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
 from stcli.storage.ids import ItemIds
 from stcli.storage.index_dir import open_index
+from stcli.storage.remote import on_any_filesystem
 from stcli.storage.tensors import LazyArray
 from stcli.storage.weights import read_config
 from stcli.types import pad_dim
@@ -38,6 +39,7 @@ INDEX_KEYS = (
 )  # fmt: skip
 
 
+@on_any_filesystem("index")
 def pack_model(
     index: str | Path, output: str | Path, *, progress: Progress = no_progress, **options: Any
 ) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from stcli.storage import atomic
 from stcli.storage.columns import BadRows
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.quarantine import Quarantine
+from stcli.storage.remote import on_any_filesystem
 from stcli.storage.results import PartsFolder, ResultsWriter
 
 BATCH_ROWS = 8192
@@ -49,6 +50,7 @@ RESULT_OPTIONS = (
 """Options that change the results; only these must be the same when a run is resumed."""
 
 
+@on_any_filesystem("model")
 def retrieve(
     model: str | Path,
     queries: str | Path | Sequence[str | Path],

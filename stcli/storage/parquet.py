@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +12,29 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from stcli.errors import InputError, nearest
+from stcli.storage.listing import find_files, partition_types
 
 FOOTER_BYTES = 8  # 4-byte footer length and the magic PAR1
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """One Parquet file of a table: where it is, its columns and rows, and the table row at which it starts."""
+    """One Parquet file of a table.
+
+    Attributes:
+        filesystem, path: where it is.
+        schema: its columns, the hive columns of its path included.
+        num_rows: its rows.
+        first_row: the table row at which it starts.
+        partition: value of each hive column in all of its rows.
+    """
 
     filesystem: pafs.FileSystem
     path: str
     schema: pa.Schema
     num_rows: int
     first_row: int
+    partition: Mapping[str, pa.Scalar]
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ class Table:
                 size = handle.size()
                 footer = int.from_bytes(handle.read_at(4, size - FOOTER_BYTES), "little")
                 digest = hashlib.sha256(handle.read_at(footer + FOOTER_BYTES, size - footer - FOOTER_BYTES)).hexdigest()
-            parts.append({"bytes": size, "footer_sha256": digest})
+            values = {"partition": {name: value.as_py() for name, value in file.partition.items()}}
+            parts.append({"bytes": size, "footer_sha256": digest, **(values if file.partition else {})})
         return {"rows": self.num_rows, "files": parts}
 
     def column_type(self, column: str, option: str) -> pa.DataType:
@@ -102,26 +113,36 @@ def _file_batches(
     file: TableFile, handle: pa.NativeFile, columns: list[str], batch_rows: int, start: int, stop: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     reader = pq.ParquetFile(handle, pre_buffer=False)
+    stored = [name for name in columns if name not in file.partition]
     row = file.first_row
     for group in range(reader.metadata.num_row_groups):
         rows = reader.metadata.row_group(group).num_rows
         if row + rows <= start or row >= stop:
             row += rows
             continue
-        for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=True):
+        for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=True):
             low, high = max(start - row, 0), min(stop - row, batch.num_rows)
             if low < high:
-                yield row + low, batch.slice(low, high - low)
+                yield row + low, _with_partition(batch.slice(low, high - low), file, columns)
             row += batch.num_rows
             if row >= stop:
                 return
 
 
+def _with_partition(batch: pa.RecordBatch, file: TableFile, columns: list[str]) -> pa.RecordBatch:
+    """The batch with the hive columns that were asked for."""
+    for name in columns:
+        if name in file.partition:
+            batch = batch.append_column(name, pa.repeat(file.partition[name], batch.num_rows))
+    return batch
+
+
 def open_table(sources: str | Path | Sequence[str | Path], columns: Sequence[str] = ()) -> Table:
-    """Open one file, several, a directory, or any URI that a pyarrow filesystem knows.
+    """Open one file, several, a directory, a glob, or any URI that a pyarrow filesystem knows.
 
     In a directory every file below it counts except hidden ones and those with a leading
-    underscore (`_SUCCESS`, `_metadata`).
+    underscore (`_SUCCESS`, `_metadata`). Hive partitions (`lang=de/part.parquet`) are columns, int64
+    where every value is a whole number, else string; a column of that name in the file itself wins.
 
     Args:
         sources: paths or URIs.
@@ -135,55 +156,29 @@ def open_table(sources: str | Path | Sequence[str | Path], columns: Sequence[str
         raise InputError("no Parquet input was given; name a file, a directory or a URI")
     name = Path(str(given[0])).name or str(given[0])
     name += f" and {len(given) - 1} more" if len(given) > 1 else ""
+    found = [file for source in given for file in find_files(str(source))]
+    types = partition_types(found)
     files: list[TableFile] = []
     schema: pa.Schema | None = None
     row = 0
-    for source in given:
-        for filesystem, path in _list_files(str(source)):
-            file_schema, num_rows = _read_footer(filesystem, path)
-            schema = file_schema if schema is None else schema
-            _check_same_columns(schema, file_schema, path, columns)
-            files.append(TableFile(filesystem, path, file_schema, num_rows, row))
-            row += num_rows
+    for file in found:
+        file_schema, num_rows = _read_footer(file.filesystem, file.path)
+        partition = {}
+        for name in file.partition:
+            if name not in file_schema.names:
+                partition[name] = _scalar(file.partition[name], types[name])
+                file_schema = file_schema.append(pa.field(name, types[name]))
+        schema = file_schema if schema is None else schema
+        _check_same_columns(schema, file_schema, file.path, columns)
+        files.append(TableFile(file.filesystem, file.path, file_schema, num_rows, row, partition))
+        row += num_rows
     if schema is None:
         raise InputError(f"{name}: no Parquet file found; expected *.parquet files that are not hidden")
     return Table(name, tuple(files), schema)
 
 
-def resolve_filesystem(source: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path in it.
-
-    Raises:
-        InputError: the URI scheme is unknown to pyarrow.
-    """
-    if "://" not in source:
-        return pafs.LocalFileSystem(), str(Path(source).absolute())
-    try:
-        filesystem, path = pafs.FileSystem.from_uri(source)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{source}: cannot be opened as a pyarrow filesystem ({error}); use a path or a URI such as s3://bucket/table"
-        ) from error
-    return filesystem, path
-
-
-def _list_files(source: str) -> list[tuple[pafs.FileSystem, str]]:
-    filesystem, path = resolve_filesystem(source)
-    info = filesystem.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise InputError(f"{source}: no such file or directory")
-    if info.type == pafs.FileType.File:
-        return [(filesystem, path)]
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    # Object stores mark folders by empty files; an empty *.parquet is a table cut short, and fails when it is opened.
-    files = [entry for entry in found if entry.type == pafs.FileType.File and (entry.size or entry.extension)]
-    names = sorted(entry.path for entry in files)
-    visible = [item for item in names if not _is_hidden(item[len(path) :])]
-    return [(filesystem, item) for item in visible]
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.split("/") if part)
+def _scalar(text: str | None, kind: pa.DataType) -> pa.Scalar:
+    return pa.scalar(None if text is None else int(text) if kind == pa.int64() else text, kind)
 
 
 def _read_footer(filesystem: pafs.FileSystem, path: str) -> tuple[pa.Schema, int]:

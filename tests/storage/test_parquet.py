@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from stcli.errors import InputError
-from stcli.storage.parquet import open_table, resolve_filesystem
+from stcli.storage.listing import resolve_filesystem
+from stcli.storage.parquet import open_table
 
 
 def numbers(first: int, count: int) -> pa.Table:
