@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from stcli.errors import TensorError
+from stcli.ops import native
 from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.ops.scan import check_range
@@ -50,6 +52,8 @@ def mol_score(
     shapes = Shapes()
     shapes.check("queries.components", queries.components, torch.float32, "B Pq d")
     shapes.check("items.components", items.components, (torch.float32, torch.float16, torch.int8), "N Px d")
+    if (items.scales is None) == (items.components.dtype == torch.int8):
+        raise TensorError("items.scales: float32 [N, Px] expected with int8 components only")
     if items.scales is not None:
         shapes.check("items.scales", items.scales, torch.float32, "N Px")
     logits = str(queries.components.shape[1] * items.components.shape[1])
@@ -64,8 +68,8 @@ def mol_score(
         shapes.check("cross.second_bias", cross.second_bias, torch.float32, logits)
     shapes.check("rows", rows, torch.int64, "B M")
     check_range("rows", rows, len(items.components))
-    resolve(backend, rows)
-    return _torch(queries, items, cross, rows, tau)
+    form = _native if resolve(backend, rows) == "native" else _torch
+    return form(queries, items, cross, rows, tau)
 
 
 def _torch(
@@ -99,3 +103,58 @@ def _tile(
         gate = gate + linear(hidden, cross.second, cross.second_bias)
     weights = torch.softmax(functional.silu(gate), 1)
     return (weights * logits).sum(1)
+
+
+PAD, PAD_QUERIES = 16, 8
+"""Sizes that the native form walks by vectors are padded with zeros to a multiple of these."""
+
+
+def _native(
+    queries: MolQueries, items: MolItems, cross: MolCross | None, rows: torch.Tensor, tau: float
+) -> torch.Tensor:
+    num_queries, per_query, dim = queries.components.shape
+    per_item = items.components.shape[1]
+    logits = per_query * per_item
+    gates = queries.gates
+    if gates is None:
+        gates = torch.full((num_queries, logits), float(items.gates is not None))
+    hidden = 0 if cross is None else len(cross.first_bias)
+    layers = [torch.empty(0)] * 4
+    if cross is not None:
+        layers = [
+            _padded(cross.first.t(), (0, PAD)),
+            _padded(cross.first_bias, (PAD,)),
+            _padded(cross.second.t(), (0, PAD)),
+            _padded(cross.second_bias, (PAD,)),
+        ]
+    scores = torch.empty(rows.shape, dtype=torch.float32)
+    native.call(
+        "stcli_mol_score",
+        _padded((queries.components / tau).transpose(1, 2), (0, 0, PAD_QUERIES)),
+        _padded(gates, (0, PAD)),
+        items.components,
+        KINDS[items.components.dtype],
+        items.scales if items.scales is not None else torch.empty(0),
+        items.gates if items.gates is not None else torch.empty(0),
+        int(items.gates is not None and items.gates.dtype == torch.float16),
+        *layers,
+        _padded(torch.ones(logits), (PAD,)),
+        rows,
+        *rows.shape,
+        per_query,
+        per_item,
+        dim,
+        hidden,
+        native.num_threads(),
+        scores,
+    )
+    return scores
+
+
+KINDS = {torch.float32: 0, torch.float16: 1, torch.int8: 2}
+
+
+def _padded(tensor: torch.Tensor, multiples: tuple[int, ...]) -> torch.Tensor:
+    """A copy whose sizes are padded with zeros to the multiples; 0 leaves a size as it is."""
+    padding = [0 if not step else -size % step for size, step in zip(tensor.shape, multiples, strict=True)]
+    return functional.pad(tensor, [side for pad in reversed(padding) for side in (0, pad)]).contiguous()

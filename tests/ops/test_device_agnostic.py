@@ -24,13 +24,14 @@ from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import best_keys, make_keys, split_keys
 from stcli.ops.map_ids import id_table, map_ids
+from stcli.ops.mol_score import mol_score
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import Embeddings
+from stcli.types import Embeddings, MolCross, MolItems, MolQueries
 from tests.far_device import FAR, Far, HiddenCopy, Watch, to_far, to_here
 from tests.ops import filter_cases, search_cases
 
@@ -116,6 +117,17 @@ def test_search_clusters(name):
 def test_search_rows(name):
     case = search_cases.named_case(name)
     on_both(search_rows, case.queries, case.index, case.words, case.filter_of_query, reads=True, **case.rest())
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int8])
+def test_mol_score(kind):
+    components = normal(30, 2, 8)
+    scales = torch.rand(30, 2) if kind == torch.int8 else None
+    items = MolItems((20 * components).to(kind), scales, normal(30, 6).half())
+    cross = MolCross(normal(5, 6), normal(5), normal(6, 5), normal(6))
+    rows = torch.randint(-1, 30, (4, 50), generator=torch.Generator().manual_seed(1))
+    queries = MolQueries(normal(4, 3, 8), normal(4, 6))
+    on_both(mol_score, queries, items, cross, rows, tau=1.0, backend="torch", reads=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
