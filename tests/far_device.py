@@ -20,6 +20,13 @@ ALIASES = {"aten::detach", "aten::alias", "aten::lift_fresh", "aten::lift"}
 """Operations that torch itself applies to a new tensor."""
 
 
+WAITING = {
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "aten::unique_consecutive",
+    "aten::unique_dim", "aten::bincount", "aten::repeat_interleave",
+}  # fmt: skip
+"""Operations after which the host waits for a device, since the size of their result is data."""
+
+
 class HiddenCopy(AssertionError):
     """Data came to the CPU, or was made there, in the middle of an operation."""
 
@@ -72,6 +79,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         num_reads: single numbers read so far; each makes the host wait.
+        waits: names of the operations that made the host wait, those reads among them.
     """
 
     current: Watch | None = None
@@ -80,6 +88,7 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.reads = reads
         self.num_reads = 0
+        self.waits: list[str] = []
 
     def __enter__(self) -> Watch:
         Watch.current = self
@@ -99,6 +108,8 @@ class Watch(TorchDispatchMode):
         near = [tensor for tensor in given if not isinstance(tensor, Far) and tensor.dim()]
         name = func.name().split(".")[0]
         self.num_reads += name == "aten::_local_scalar_dense"
+        if far and (name in WAITING or _picks_by_mask(name, args)):
+            self.waits.append(name)
         wanted = kwargs.get("device")
         goes_far = wanted is not None and torch.device(wanted).type == FAR.type
         if far and near:
@@ -126,6 +137,12 @@ class _Literals(TorchFunctionMode):
         del kwargs["device"]
         with _disable_current_modes():
             return Far(func(*args, **kwargs))
+
+
+def _picks_by_mask(name: str, args: Any) -> bool:
+    """Whether an index is a boolean mask, which becomes a `nonzero`."""
+    indices = args[1] if name in ("aten::index", "aten::index_put_", "aten::_index_put_impl_") else None
+    return any(isinstance(item, torch.Tensor) and item.dtype == torch.bool for item in indices or ())
 
 
 def _say(tensor: torch.Tensor) -> str:

@@ -51,7 +51,7 @@ Output = Annotated[str, typer.Option("-o", "--output", help="Where the result go
 Overwrite = Annotated[bool, option("--overwrite", "Replace an existing output, once the new one is whole.")]
 AsJson = Annotated[bool, option("--json", "Print one JSON object on stdout instead of a table.")]
 Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:<number>.")]
-Backend = Annotated[str, option("--backend", "Form of the operations: auto, native (C++) or torch.")]
+Backend = Annotated[str, option("--backend", "Form of the operations: auto, native (C++), cuda (kernels) or torch.")]
 Threads = Annotated[int | None, option("--threads", "CPU threads. [default: all cores]", min=1, show_default=False)]
 MemoryLimit = Annotated[
     str | None,

@@ -60,7 +60,7 @@ class Retriever(nn.Module):
         self.planner = Planner(vocabulary, load_layout(arrays, manifest["filter"]))
         self.terms: Postings = load_terms(arrays)
         self.ids = ItemIds.from_arrays(arrays)
-        self.lookup = IdLookup(self.ids, backend)
+        self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
         self.column_bytes: np.ndarray | None = arrays.get("columns")
         matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
         self.register_buffer("own_words", matrix.own, persistent=False)

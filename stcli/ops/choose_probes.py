@@ -12,7 +12,10 @@ from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import best_keys, make_keys, split_keys
-from stcli.types import Quantized
+from stcli.ops.rounds import rounds_over_rows
+from stcli.ops.scan import Scan
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
+from stcli.types import Candidates, Clusters, Quantized, SearchIndex
 
 _TILE_SCORES = 1 << 21
 
@@ -44,8 +47,8 @@ def choose_probes(queries: Quantized, centroids: Quantized, *, num_probes: int, 
     if num_probes < 1:
         raise InputError(f"num_probes is {num_probes}; expected at least 1")
     num_probes = min(num_probes, len(centroids.scales))
-    form = _native if resolve(backend, queries.codes) == "native" else _torch
-    return form(queries, centroids, num_probes)
+    forms = {"torch": _torch, "native": _native, "cuda": _cuda}
+    return forms[resolve(backend, queries.codes, kernel=num_probes <= MOST_CANDIDATES)](queries, centroids, num_probes)
 
 
 def _torch(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.Tensor:
@@ -68,3 +71,22 @@ def _native(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.
     sizes = (*queries.codes.shape[:1], *centroids.codes.shape, num_probes, native.num_threads())
     library.stcli_choose_probes(*map(native.pointer, tensors), *map(ctypes.c_int64, sizes), native.pointer(probes))
     return probes
+
+
+def _cuda(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.Tensor:
+    """The centroids are the rows of a search without clusters."""
+    num_clusters, device = len(centroids.scales), queries.codes.device
+    none = torch.empty(0, dtype=torch.int64, device=device)
+    index = SearchIndex(
+        centroids.codes, centroids.scales, centroids.scales, centroids.scales, Clusters(centroids, none)
+    )
+    scan = Scan(queries, index, None, none, num_probes, None, None)
+    capacity = capacity_for(num_clusters, num_probes)
+    growth = growth_for(num_probes, capacity)
+    rounds = rounds_over_rows(len(queries.scales), num_clusters, capacity, growth, device)
+
+    def torch_form(part: Scan, _: torch.Tensor) -> Candidates:
+        rows = _torch(part.queries, centroids, num_probes)
+        return Candidates(rows, torch.zeros_like(rows, dtype=torch.float32))
+
+    return run_cuda(scan, rounds, capacity, torch_form).rows

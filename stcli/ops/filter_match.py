@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from stcli.errors import TensorError
-from stcli.ops import dispatch, native
+from stcli.ops import cuda, dispatch, native
 from stcli.ops.bloom_hash import bloom_positions
 from stcli.ops.checks import Shapes, describe
 from stcli.ops.stack_programs import check_programs, run_programs
@@ -45,18 +45,18 @@ def filter_match(
     Raises:
         TensorError: a tensor has another dtype, shape or device than stated, or the program is not whole.
     """
-    num_words, num_filters = _check(matrix, program)
+    form = dispatch.resolve(backend, matrix.own, kernel=program.max_depth <= _MOST_DEPTH)
+    num_words, num_filters = _check(matrix, program, dispatch.reads_values(form, matrix.own))
     if out is None:
         out = torch.empty(num_filters, num_words, dtype=torch.int64, device=matrix.own.device)
     elif out.shape != (num_filters, num_words) or out.dtype != torch.int64 or not out.is_contiguous():
         raise TensorError(f"out: contiguous int64 [F={num_filters}, W={num_words}] expected, got {describe(out)}")
     if num_filters and num_words:
-        run = _native if dispatch.resolve(backend, out) == "native" else _torch
-        run(matrix, program, out)
+        {"torch": _torch, "native": _native, "cuda": _cuda}[form](matrix, program, out)
     return out
 
 
-def _check(matrix: BitMatrix, program: Program) -> tuple[int, int]:
+def _check(matrix: BitMatrix, program: Program, values: bool) -> tuple[int, int]:
     """W and F, once everything has been found in order."""
     shapes = Shapes()
     shapes.check("matrix.own", matrix.own, torch.int64, "R W")
@@ -71,6 +71,14 @@ def _check(matrix: BitMatrix, program: Program) -> tuple[int, int]:
             f"matrix: own int64 [R, {num_words}] and {num_blocks + 1} bloom_offsets expected with "
             f"{matrix.num_items} items, got {describe(matrix.own)} and {len(matrix.bloom_offsets)}"
         )
+    if matrix.num_hashes < 1:
+        raise TensorError(f"matrix.num_hashes: 1 or more expected, got {matrix.num_hashes}")
+    if values:
+        _check_values(matrix, program)
+    return num_words, len(program.op_offsets) - 1
+
+
+def _check_values(matrix: BitMatrix, program: Program) -> None:
     heights = matrix.bloom_offsets[1:] - matrix.bloom_offsets[:-1]
     if (
         int(matrix.bloom_offsets[0]) != 0
@@ -78,8 +86,6 @@ def _check(matrix: BitMatrix, program: Program) -> tuple[int, int]:
         or bool((heights < 0).any())
     ):
         raise TensorError(f"matrix.bloom_offsets: ascending from 0 to {len(matrix.bloom)} (from bloom) expected")
-    if matrix.num_hashes < 1:
-        raise TensorError(f"matrix.num_hashes: 1 or more expected, got {matrix.num_hashes}")
     kind, first, bits, _ = program.leaves.unbind(1)
     sliced = (kind == LEAF_LESS) | (kind == LEAF_EQUAL)
     end = torch.where(sliced, first + bits, first + (kind == LEAF_OWN))
@@ -92,7 +98,6 @@ def _check(matrix: BitMatrix, program: Program) -> tuple[int, int]:
             f"{len(matrix.own)} expected"
         )
     check_programs(program.ops, program.op_offsets, len(program.leaves), program.max_depth)
-    return num_words, len(program.op_offsets) - 1
 
 
 # Words of all temporaries of one group of blocks: 32 MiB.
@@ -186,3 +191,57 @@ def _native(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
         out,
         native.num_threads(),
     )
+
+
+# Bytes of the leaf masks of one group of words, which stay in the second-level cache of every GPU from sm_80 on.
+_MASK_BYTES = 1 << 24
+_THREADS = 256
+_STACK_BYTES = 48 << 10
+_MOST_DEPTH = _STACK_BYTES // (8 * BLOCK_WORDS) + 1
+
+
+def _cuda(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
+    num_filters, num_words = out.shape
+    num_leaves, below = len(program.leaves), program.max_depth - 1
+    warps = min(_STACK_BYTES // (8 * BLOCK_WORDS * max(below, 1)), _THREADS // 32)
+    words = -(-num_words // BLOCK_WORDS) * BLOCK_WORDS
+    group = min(max(_MASK_BYTES // (8 * max(num_leaves, 1)) // BLOCK_WORDS, 1) * BLOCK_WORDS, words)
+    masks = torch.empty(num_leaves, group, dtype=torch.int64, device=out.device)
+    for first in range(0, num_words, group):
+        blocks = -(-min(group, num_words - first) // BLOCK_WORDS)
+        cuda.launch(
+            "filter_match.cu",
+            "filter_leaves",
+            (blocks, min(-(-num_leaves // (_THREADS // 32)), 64), 1),
+            _THREADS,
+            matrix.own,
+            num_words,
+            matrix.bloom,
+            matrix.bloom_offsets,
+            matrix.num_hashes,
+            matrix.num_items,
+            program.leaves,
+            num_leaves,
+            first,
+            group,
+            masks,
+        )
+        cuda.launch(
+            "filter_match.cu",
+            "filter_match",
+            (blocks, min(-(-num_filters // warps), 64), 1),
+            32 * warps,
+            matrix.own,
+            num_words,
+            program.leaves,
+            masks,
+            group,
+            program.ops,
+            program.op_offsets,
+            num_filters,
+            program.max_depth,
+            matrix.num_items,
+            first,
+            out,
+            shared_bytes=warps * 8 * BLOCK_WORDS * below,
+        )

@@ -6,13 +6,15 @@ import ctypes
 
 import torch
 
-from stcli.ops import native
+from stcli.ops import cuda, native
 from stcli.ops.checks import Shapes
-from stcli.ops.dispatch import resolve
+from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.scan import check_range
 from stcli.types import Embeddings
 
 _LANES = 16
+_THREADS = 256
+_CANDIDATES_A_BLOCK = _THREADS // _LANES
 _TILE_NUMBERS = 1 << 22
 
 
@@ -43,9 +45,10 @@ def rescore(
     if embeddings.exponents is not None:
         shapes.check("embeddings.exponents", embeddings.exponents, torch.int8, "N")
     shapes.check("rows", rows, torch.int64, "B M")
-    check_range("rows", rows, len(embeddings.values))
-    form = _native if resolve(backend, queries) == "native" else _torch
-    return form(queries, embeddings, rows)
+    form = resolve(backend, queries, kernel=True)
+    if reads_values(form, rows):
+        check_range("rows", rows, len(embeddings.values))
+    return {"torch": _torch, "native": _native, "cuda": _cuda}[form](queries, embeddings, rows)
 
 
 def _torch(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
@@ -91,5 +94,25 @@ def _native(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -
         native.pointer(rows),
         *map(ctypes.c_int64, (*rows.shape, queries.shape[1], native.num_threads())),
         native.pointer(scores),
+    )
+    return scores
+
+
+def _cuda(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
+    scores = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    exponents = None if embeddings.exponents is None else embeddings.exponents.contiguous()
+    cuda.launch(
+        "rescore.cu",
+        "rescore",
+        -(-rows.numel() // _CANDIDATES_A_BLOCK),
+        _THREADS,
+        queries.contiguous(),
+        embeddings.values.contiguous(),
+        int(embeddings.values.dtype == torch.float16),
+        exponents,
+        rows.contiguous(),
+        *rows.shape,
+        queries.shape[1],
+        scores,
     )
     return scores

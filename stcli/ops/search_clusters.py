@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from stcli.ops.dispatch import resolve
+from stcli.ops.dispatch import reads_values, resolve
+from stcli.ops.rounds import rounds_over_probes
 from stcli.ops.scan import Bounds, Scan, Tile, check_range
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -52,9 +54,13 @@ def search_clusters(
         InputError: k0 is below 1.
     """
     scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
-    scan.check().check("probes", probes, torch.int64, "B P")
-    check_range("probes", probes, len(index.clusters.offsets) - 1)
-    if resolve(backend, queries.codes) == "native":
+    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
+    scan.check(values=reads_values(form, queries.codes)).check("probes", probes, torch.int64, "B P")
+    if reads_values(form, queries.codes):
+        check_range("probes", probes, len(index.clusters.offsets) - 1)
+    if form == "cuda":
+        return _cuda(scan, probes)
+    if form == "native":
         return run_native(scan, "search_clusters", probes, probes.shape[1])
     return scan.run(_tiles(probes, index.clusters.offsets))
 
@@ -68,3 +74,10 @@ def _tiles(probes: torch.Tensor, offsets: torch.Tensor) -> Iterator[Tile]:
     for cluster, (first, end), part in zip(probed.tolist(), spans, queries.split(counts.tolist()), strict=True):
         if cluster >= 0:
             yield part, torch.arange(first, end, device=offsets.device)
+
+
+def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:
+    num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
+    capacity = capacity_for(num_rows, scan.k0)
+    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth_for(scan.k0, capacity))
+    return run_cuda(scan, rounds, capacity, lambda part, lost: part.run(_tiles(probes[lost], offsets)))

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 
 import torch
 
-from stcli.ops.dispatch import resolve
+from stcli.ops.count_bits import count_bits
+from stcli.ops.dispatch import reads_values, resolve
+from stcli.ops.rounds import LISTED_SHARE, rounds_over_rows
 from stcli.ops.scan import Bounds, Scan, Tile
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -48,8 +51,11 @@ def search_rows(
         InputError: k0 is below 1.
     """
     scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
-    scan.check()
-    if resolve(backend, queries.codes) == "native":
+    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
+    scan.check(values=reads_values(form, queries.codes))
+    if form == "cuda":
+        return _cuda(scan)
+    if form == "native":
         return run_native(scan, "search_rows")
     return scan.run(_tiles(words, filter_of_query, len(index.scales)))
 
@@ -70,3 +76,17 @@ def _tiles(words: torch.Tensor | None, filter_of_query: torch.Tensor, num_rows: 
             scanned &= ~mine
             yield mine.nonzero()[:, 0], places[admitted[:, 0], 0] * 64 + admitted[:, 1]
     yield scanned.nonzero()[:, 0], torch.arange(num_rows, device=device)
+
+
+def _cuda(scan: Scan) -> Candidates:
+    num_rows, words = len(scan.index.scales), scan.words
+    capacity, listed = capacity_for(num_rows, scan.k0), None
+    if words is not None and words.numel():
+        admitted = count_bits(words)[scan.filter_of_query.clamp(min=0)]
+        listed = (admitted * LISTED_SHARE < num_rows) & (scan.filter_of_query >= 0)
+    rounds = rounds_over_rows(
+        len(scan.queries.scales), num_rows, capacity, growth_for(scan.k0, capacity), scan.queries.codes.device, listed
+    )
+    return run_cuda(
+        scan, rounds, capacity, lambda part, _: part.run(_tiles(part.words, part.filter_of_query, num_rows))
+    )

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from stcli.errors import TensorError
-from stcli.ops import dispatch, native
+from stcli.ops import cuda, dispatch, native
 from stcli.ops.checks import Shapes
 from stcli.ops.segments import expand, lower_bound, split
 from stcli.ops.stack_programs import check_programs, run_programs
@@ -40,12 +40,14 @@ def verify_terms(
     Raises:
         TensorError: a tensor has another dtype, shape or device than stated, or a value is out of its range.
     """
-    _check(terms, program, rows, filter_of_query)
-    run = _native if dispatch.resolve(backend, rows) == "native" else _torch
-    return run(terms, program, rows, filter_of_query)
+    form = dispatch.resolve(backend, rows, kernel=program.max_depth <= _MOST_DEPTH)
+    _check(terms, program, rows, filter_of_query, dispatch.reads_values(form, rows))
+    return {"torch": _torch, "native": _native, "cuda": _cuda}[form](terms, program, rows, filter_of_query)
 
 
-def _check(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_query: torch.Tensor) -> None:
+def _check(
+    terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_query: torch.Tensor, values: bool
+) -> None:
     shapes = Shapes()
     shapes.check("terms.values", terms.values, torch.int32, "X")
     shapes.check("terms.offsets", terms.offsets, torch.int64, "N+1")
@@ -56,6 +58,8 @@ def _check(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_
     shapes.check("program.op_offsets", program.op_offsets, torch.int64, "F+1")
     shapes.check("rows", rows, torch.int64, "B M")
     shapes.check("filter_of_query", filter_of_query, torch.int64, "B")
+    if not values:
+        return
     leaf_offsets, num_intervals = program.leaf_offsets, len(program.lows)
     counts = leaf_offsets.diff()
     if int(leaf_offsets[0]) != 0 or int(leaf_offsets[-1]) != num_intervals or bool((counts < 0).any()):
@@ -63,15 +67,20 @@ def _check(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_
     if bool((program.highs < program.lows).any()):
         raise TensorError("program: highs >= lows expected")
     check_programs(program.ops, program.op_offsets, len(leaf_offsets) - 1, program.max_depth)
-    for name, values, end in (
+    for name, numbers, end in (
         ("rows", rows, len(terms.offsets) - 1),
         ("filter_of_query", filter_of_query, len(program.op_offsets) - 1),
     ):
-        if values.numel():
-            low, high = (int(bound) for bound in torch.aminmax(values))
+        if numbers.numel():
+            low, high = (int(bound) for bound in torch.aminmax(numbers))
             if low < -1 or high >= end:
                 raise TensorError(f"{name}: -1 … {end - 1} expected, got {low} … {high}")
 
+
+_MOST_DEPTH = 64
+"""The CUDA form keeps the stack of a candidate in the bits of a word."""
+
+_THREADS = 256
 
 # Candidates of one pass, and (candidate, term) pairs of one step: some 10 int64 temporaries of each, 200 MiB in all.
 _LINES = 1 << 20
@@ -132,5 +141,27 @@ def _native(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of
         *rows.shape,
         verified,
         native.num_threads(),
+    )
+    return verified
+
+
+def _cuda(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_query: torch.Tensor) -> torch.Tensor:
+    verified = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+    cuda.launch(
+        "verify_terms.cu",
+        "verify_terms",
+        -(-rows.numel() // (_THREADS // 32)),  # a warp a candidate
+        _THREADS,
+        terms.values,
+        terms.offsets,
+        program.lows,
+        program.highs,
+        program.leaf_offsets,
+        program.ops,
+        program.op_offsets,
+        rows.contiguous(),
+        filter_of_query.contiguous(),
+        *rows.shape,
+        verified,
     )
     return verified

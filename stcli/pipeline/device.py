@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from stcli.errors import DeviceError
-from stcli.ops import native
+from stcli.ops import cuda, native
 
 
 def choose_device(name: str) -> torch.device:
@@ -58,6 +58,7 @@ def limit_threads(threads: int | None) -> None:
 def describe_device(device: torch.device) -> str:
     """`cpu (native, 2 threads)` or the name of the GPU."""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        why = cuda.why_not(device)
+        return f"{device} ({torch.cuda.get_device_name(device)}, {'kernels' if why is None else f'torch forms: {why}'})"
     form = "native" if native.library() is not None else f"torch, {native.why_missing()}"
     return f"cpu ({form}, {native.num_threads()} threads)"

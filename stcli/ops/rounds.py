@@ -1,0 +1,198 @@
+"""The rounds of a search on a GPU: which queries meet which rows in which launch, made without waiting for the device.
+
+Whatever depends on data (which clusters are probed, which filters are selective) stays on the device: a table of tiles
+has as many lines as there can be, and those that are not needed are empty.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+SEGMENTS = 128
+"""The first rounds take some rows of each so many parts of the index: rows of one cluster lie together."""
+
+TILE_ROWS = 4096
+LISTED_TILE_ROWS = 1 << 16
+"""Rows of a tile, for kernels that read all of them and for the one that reads only the admitted ones."""
+
+LISTED_SHARE = 64
+"""A query that admits less than one row in so many reads only those: from bytes and operations, not yet measured."""
+
+FEW_QUERIES = 16
+"""A batch of fewer leaves most of an `mma` tile empty."""
+
+WIDE_QUERIES = 64
+"""Queries a cluster, on average, from which the wide tile pays."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the score kernels of `kernels/score_*.cu`; all take the same arguments.
+
+    Attributes:
+        kernel: its name.
+        source: its file.
+        tile_queries: queries of a tile at most.
+    """
+
+    kernel: str
+    source: str
+    tile_queries: int
+
+    def shared_bytes(self, dim: int) -> int:
+        """Dynamic shared memory of a block, for rows of `dim` padded dimensions."""
+        return 0
+
+
+WIDE = Form("score_mma", "score_mma.cu", 128)
+NARROW = Form("score_mma_narrow", "score_mma.cu", 32)
+LISTED = Form("score_dp4a", "score_dp4a.cu", 8)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The tiles of one launch.
+
+    Attributes:
+        form: the kernel.
+        tiles: int64 [T, 4], lines (first pair, end pair, first row, end row); empty where first pair = end pair.
+        queries: int64 [pairs], the query of each pair, or None where pair p is query p.
+    """
+
+    form: Form
+    tiles: torch.Tensor
+    queries: torch.Tensor | None
+
+
+def bounds_of_rounds(first: int, end: int, growth: int) -> list[int]:
+    """`0, first, …, end`: each round after the first has at most `growth` times what all before it had.
+
+    Example: bounds_of_rounds(10, 200, 3) is [0, 10, 40, 160, 200].
+    """
+    bounds = [0, min(first, end)]
+    while bounds[-1] < end:
+        bounds.append(min(bounds[-1] * (1 + growth), end))
+    return bounds
+
+
+def rounds_over_rows(
+    num_queries: int,
+    num_rows: int,
+    capacity: int,
+    growth: int,
+    device: torch.device,
+    listed: torch.Tensor | None = None,
+) -> Iterator[list[Work]]:
+    """All rows for every query.
+
+    Args:
+        num_queries: B.
+        num_rows: N.
+        capacity: rows of the first round at most.
+        growth: see `bounds_of_rounds`.
+        device: of the tables.
+        listed: bool [B], queries that read only their admitted rows; None for none.
+    """
+    segments = max(min(SEGMENTS, num_rows // TILE_ROWS), 1)
+    length = -(-num_rows // segments)
+    dense = LISTED if num_queries < FEW_QUERIES else WIDE if num_queries > NARROW.tile_queries else NARROW
+    queries, first_listed = None, None
+    if listed is not None:
+        queries = torch.sort(listed.to(torch.int8), stable=True).indices
+        first_listed = num_queries - listed.sum()
+    bounds = bounds_of_rounds(max(capacity // segments, 1), length, growth)
+    for begin, end in itertools.pairwise(bounds):
+        spans = _row_spans(num_rows, segments, length, begin, end, _tile_rows(dense), device)
+        work = [Work(dense, _grid(spans, _query_spans(dense, num_queries, None, first_listed, device)), queries)]
+        if listed is not None:
+            spans = _row_spans(num_rows, segments, length, begin, end, LISTED_TILE_ROWS, device)
+            work.append(
+                Work(LISTED, _grid(spans, _query_spans(LISTED, num_queries, first_listed, None, device)), queries)
+            )
+        yield work
+
+
+def _tile_rows(form: Form) -> int:
+    return LISTED_TILE_ROWS if form is LISTED else TILE_ROWS
+
+
+def _row_spans(
+    num_rows: int, segments: int, length: int, begin: int, end: int, step: int, device: torch.device
+) -> torch.Tensor:
+    """Rows begin … end - 1 of each segment of `length` rows, in pieces of `step`: int64 [spans, 2]."""
+    starts = torch.arange(begin, end, step, device=device)
+    origins = torch.arange(segments, device=device)[:, None] * length
+    first = origins + starts
+    last = torch.minimum(origins + (starts + step).clamp(max=end), origins + length)
+    return torch.stack([first, torch.maximum(last, first)], -1).clamp(max=num_rows).flatten(0, 1)
+
+
+def _query_spans(
+    form: Form, num_queries: int, first: torch.Tensor | None, end: torch.Tensor | None, device: torch.device
+) -> torch.Tensor:
+    """Pairs first … end - 1 (default: all) in pieces of a tile: int64 [tiles, 2]; as many pieces as all may need."""
+    begin = torch.arange(0, num_queries, form.tile_queries, device=device)
+    stop = begin.new_full((), num_queries) if end is None else end
+    if first is not None:
+        begin = begin + first
+    begin = torch.minimum(begin, stop)
+    return torch.stack([begin, torch.minimum(begin + form.tile_queries, stop)], -1)
+
+
+def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    """Every span of queries with every span of rows, those of the same rows side by side: int64 [T, 4]."""
+    each = torch.cat(
+        [
+            queries.expand(len(rows), -1, -1),
+            rows[:, None].expand(-1, len(queries), -1),
+        ],
+        -1,
+    )
+    return each.flatten(0, 1).contiguous()
+
+
+def rounds_over_probes(
+    probes: torch.Tensor, offsets: torch.Tensor, num_rows: int, capacity: int, growth: int
+) -> Iterator[list[Work]]:
+    """The rows of the probed clusters, nearest clusters first.
+
+    Args:
+        probes: int64 [B, P], best first; -1 in unused slots.
+        offsets: int64 [C + 1].
+        num_rows: N.
+        capacity: rows of the first round, about.
+        growth: see `bounds_of_rounds`.
+    """
+    num_slots, num_clusters = probes.shape[1], len(offsets) - 1
+    if not num_slots or not num_clusters or not len(probes):
+        return
+    mean = max(num_rows // num_clusters, 1)
+    bounds = bounds_of_rounds(max(capacity // (4 * mean), 1), num_slots, growth)
+    for begin, end in itertools.pairwise(bounds):
+        yield [_cluster_work(probes[:, begin:end], offsets)]
+
+
+def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor) -> Work:
+    """Tiles of the queries that probe the same cluster, times its rows."""
+    num_clusters, num_pairs = len(offsets) - 1, probes.numel()
+    each = num_pairs / num_clusters
+    form = LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE
+    clusters = torch.where(probes < 0, num_clusters, probes).flatten()
+    queries = torch.sort(clusters, stable=True).indices // probes.shape[1]
+    counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=probes.device)
+    counts.index_add_(0, clusters, torch.ones_like(clusters))
+    starts = counts.cumsum(0) - counts
+    tiles = (counts[:-1] + form.tile_queries - 1) // form.tile_queries
+    ends = tiles.cumsum(0)
+    most = num_pairs // form.tile_queries + min(num_clusters, num_pairs)
+    number = torch.arange(most, device=probes.device)
+    cluster = torch.searchsorted(ends, number, right=True)
+    used, cluster = cluster < num_clusters, cluster.clamp(max=num_clusters - 1)
+    first = starts[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
+    end = torch.minimum(first + form.tile_queries, (starts + counts)[cluster])
+    table = torch.stack([first, end, offsets[cluster], offsets[cluster + 1]], 1)
+    return Work(form, torch.where(used[:, None], table, 0), queries)

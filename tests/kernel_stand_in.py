@@ -1,0 +1,121 @@
+"""The contracts of the search kernels in plain Python, so that the launch code of the CUDA forms runs without a GPU.
+
+What a GPU leaves open is drawn at random here: the order in which rows are appended, and which of them find room.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+
+from stcli.ops.keys import EMPTY_KEY, make_keys
+
+MOST_KEY = 2**63 - 1
+
+
+class StandIn:
+    """A launcher that keeps the contracts; counts what it launches.
+
+    Args:
+        seed: of the order of appends.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)
+        self.launches: list[tuple[str, int]] = []
+        self.overflows = 0
+
+    def launch(self, source: Path, kernel: str, grid, threads: int, shared_bytes: int, arguments) -> None:
+        self.launches.append((kernel, grid[0]))
+        with _disable_current_modes():  # the host does not see what a kernel does
+            self._run(kernel, grid, arguments)
+
+    def _run(self, kernel: str, grid, arguments) -> None:
+        near = [getattr(item, "here", item) for item in arguments]
+        for item in near:
+            assert item is None or isinstance(item, int | float) or item.is_contiguous()
+        if kernel.startswith("score"):
+            self.score(kernel, grid, *near)
+        else:
+            getattr(self, kernel)(grid, *near)
+
+    def score(
+        self, kernel, grid, q_codes, q_scales, q_norms, q_errors, codes, scales, errors, norms, dim, words, num_words,
+        filter_of_query, excluded_rows, excluded_begins, excluded_ends, queries, tiles, thresholds, counts, keys,
+        capacity,
+    ) -> None:  # fmt: skip
+        assert grid == (len(tiles), 1, 1)
+        assert dim == codes.shape[1] == q_codes.shape[1]
+        assert (q_norms is None) == (q_errors is None) == (errors is None) == (norms is None)
+        most = {"score_mma": 128, "score_mma_narrow": 32, "score_dp4a": 8}[kernel]
+        num_pairs = len(q_scales) if queries is None else len(queries)
+        order = list(range(len(tiles)))
+        self.random.shuffle(order)
+        for number in order:
+            first, end, row, last_row = tiles[number].tolist()
+            assert 0 <= first <= end <= num_pairs
+            assert end - first <= most
+            if first == end or row == last_row:
+                continue
+            assert 0 <= row < last_row <= len(scales)
+            for pair in range(first, end):
+                query = pair if queries is None else int(queries[pair])
+                if int(thresholds[query]) == MOST_KEY:
+                    continue
+                rows = torch.arange(row, last_row)
+                found = (codes[row:last_row].int() @ q_codes[query].int()).float() * q_scales[query]
+                found = found * scales[row:last_row]
+                if q_norms is not None:
+                    found = found + (q_norms[query] * errors[row:last_row] + q_errors[query] * norms[row:last_row])
+                found_keys = make_keys(found, rows)
+                keep = found_keys > thresholds[query]
+                if words is not None and int(filter_of_query[query]) >= 0:
+                    line = words[int(filter_of_query[query])]
+                    assert len(line) == num_words
+                    keep &= (line[rows >> 6] >> (rows & 63)) & 1 == 1
+                if excluded_rows is not None:
+                    hidden = excluded_rows[int(excluded_begins[query]) : int(excluded_ends[query])]
+                    keep &= ~torch.isin(rows, hidden)
+                some = found_keys[keep].tolist()
+                self.random.shuffle(some)
+                begin = int(counts[query])
+                room = max(capacity - begin, 0)
+                keys[query, begin : begin + min(room, len(some))] = torch.tensor(some[:room], dtype=torch.int64)
+                counts[query] = begin + len(some)
+
+    def select_keys(self, grid, keys, counts, kept, capacity, k, thresholds, redo) -> None:
+        assert grid == (len(keys), 1, 1)
+        assert keys.shape[1] == capacity
+        for query in range(len(keys)):
+            count, before = int(counts[query]), int(kept[query])
+            redo[query] = MOST_KEY
+            if count == before:
+                continue
+            there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
+            if count > capacity:
+                self.overflows += 1
+                counts[query] = before
+                redo[query] = there[k - 1] - 1
+                continue
+            best = there[:k]
+            self.random.shuffle(best)
+            keys[query, : len(best)] = torch.tensor(best, dtype=torch.int64)
+            counts[query] = kept[query] = len(best)
+            if len(best) == k:
+                thresholds[query] = min(best)
+
+    def sort_keys(self, grid, keys, counts, capacity, k, rows, scores) -> None:
+        assert grid == (len(keys), 1, 1)
+        assert keys.shape[1] == capacity
+        rows.fill_(-1)
+        scores.fill_(-torch.inf)
+        for query in range(len(keys)):
+            best = torch.tensor(sorted(keys[query, : int(counts[query])].tolist(), reverse=True), dtype=torch.int64)
+            assert len(best) <= k
+            assert EMPTY_KEY not in best
+            ordered = (best >> 32).to(torch.int32)
+            rows[query, : len(best)] = 0xFFFFFFFF - (best & 0xFFFFFFFF)
+            scores[query, : len(best)] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -1,0 +1,160 @@
+"""Finding, compiling and launching kernels, with a CuPy of our own in place of the real one."""
+
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import stcli
+from stcli.errors import DeviceError
+from stcli.ops import cuda
+from stcli.ops.rescore import rescore
+from stcli.types import Embeddings
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    for cached in (cuda._why_missing, cuda._cupy_launcher, cuda._too_old):
+        cached.cache_clear()
+    yield
+    for cached in (cuda._why_missing, cuda._cupy_launcher, cuda._too_old):
+        cached.cache_clear()
+
+
+class Entered:
+    """A context manager that writes down that it was entered."""
+
+    def __init__(self, log, *what):
+        self.log, self.what = log, what
+
+    def __enter__(self):
+        self.log.append(self.what)
+
+    def __exit__(self, *_):
+        self.log.append(("left", self.what[0]))
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """A CuPy that writes down what it is asked for."""
+    log = []
+
+    class Function:
+        def __init__(self, name):
+            self.name = name
+            self.max_dynamic_shared_size_bytes = 0
+
+        def __call__(self, grid, block, arguments, shared_mem):
+            log.append((self.name, grid, block, arguments, shared_mem, self.max_dynamic_shared_size_bytes))
+
+    class RawModule:
+        def __init__(self, code, options, backend):
+            log.append(("compile", code, options, backend))
+
+        def get_function(self, name):
+            return Function(name)
+
+    module = SimpleNamespace(
+        RawModule=RawModule,
+        cuda=SimpleNamespace(
+            Device=lambda index: Entered(log, "device", index),
+            ExternalStream=lambda pointer, index: Entered(log, "stream", pointer, index),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: SimpleNamespace(cuda_stream=77))
+    return log
+
+
+def test_a_launch(fake_cupy, tmp_path, monkeypatch):
+    (tmp_path / "add.cu").write_text('extern "C" __global__ void add(float* x, long long n, float y) {}')
+    monkeypatch.setattr(cuda, "kernel_folder", lambda: tmp_path)
+    numbers = torch.arange(4.0)
+    for shared_bytes in (0, 1000, 60_000, 50_000):
+        cuda.launch("add.cu", "add", 3, 256, numbers, None, 2**40, 0.5, shared_bytes=shared_bytes)
+    calls = [entry for entry in fake_cupy if entry[0] == "add"]
+    assert len([entry for entry in fake_cupy if entry[0] == "compile"]) == 1, "compiled once a process"
+    _, grid, block, arguments, _, _ = calls[0]
+    assert (grid, block) == ((3, 1, 1), (256, 1, 1))
+    assert arguments == (numbers.data_ptr(), 0, 2**40, 0.5)
+    assert [type(item) for item in arguments] == [np.uint64, np.uint64, np.int64, np.float32]
+    assert [call[4:] for call in calls] == [(0, 0), (1000, 0), (60_000, 60_000), (50_000, 60_000)]
+    assert fake_cupy[0] == ("device", 0)
+    assert fake_cupy[1] == ("stream", 77, 0), "on torch's current stream"
+
+
+def test_an_empty_grid_is_not_launched(fake_cupy):
+    cuda.launch("add.cu", "add", 0, 256, torch.arange(4.0))
+    cuda.launch("add.cu", "add", (5, 0, 1), 256, torch.arange(4.0))
+    assert fake_cupy == []
+
+
+def test_what_cannot_be_launched(fake_cupy):
+    with pytest.raises(DeviceError, match=r"contiguous tensors on one device expected"):
+        cuda.launch("add.cu", "add", 1, 256, torch.arange(8.0)[::2])
+    with pytest.raises(DeviceError, match=r"add: a grid of .* is too large; search fewer queries at once"):
+        cuda.launch("add.cu", "add", (1, 70_000, 1), 256, torch.arange(8.0))
+
+
+def test_headers_are_put_in_once(tmp_path):
+    (tmp_path / "a.cuh").write_text('#pragma once\n#include "b.cuh"\nint a;\n')
+    (tmp_path / "b.cuh").write_text("#pragma once\nint b;\n")
+    (tmp_path / "k.cu").write_text('#include "b.cuh"\n#include "a.cuh"\n#include <cuda_fp16.h>\nint k;\n')
+    text = cuda.flat_source(tmp_path / "k.cu")
+    lines = [line for line in text.splitlines() if not line.startswith("#line")]
+    assert lines == ["int b;", "int a;", "#include <cuda_fp16.h>", "int k;"]
+    assert '#line 3 "k.cu"' in text
+
+
+def test_every_kernel_is_one_text():
+    for path in sorted(cuda.kernel_folder().glob("*.cu")):
+        assert '#include "' not in cuda.flat_source(path)
+
+
+# ---- where kernels cannot run --------------------------------------------------------------------------------------
+
+
+def rescore_with(backend):
+    rows = torch.zeros(1, 1, dtype=torch.int64)
+    return rescore(torch.ones(1, 4), Embeddings(torch.ones(3, 4), None), rows, backend=backend)
+
+
+def test_tensors_on_the_cpu():
+    with pytest.raises(
+        DeviceError, match=r"^backend 'cuda' cannot run: the tensors are on cpu; or use --backend auto$"
+    ):
+        rescore_with("cuda")
+    assert rescore_with("auto").item() == 4
+
+
+def test_no_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert "CuPy cannot be imported" in cuda.why_not(torch.device("cuda"))
+    assert "stcli[gpu13]" in cuda.why_not(torch.device("cuda"))
+
+
+def test_no_nvrtc(fake_cupy, monkeypatch):
+    def missing():
+        raise RuntimeError("libnvrtc.so.12: cannot open")
+
+    sys.modules["cupy"].cuda.nvrtc.getVersion = missing
+    assert "NVRTC" in cuda.why_not(torch.device("cuda"))
+
+
+def test_an_old_gpu(fake_cupy, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert cuda.why_not(torch.device("cuda", 0)) == "the GPU has compute capability 7.5, the kernels need 8.0"
+    assert not cuda.runs_on(torch.device("cuda", 0))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_the_commands_say_it_in_one_sentence(tiny, tmp_path):
+    with pytest.raises(DeviceError, match=r"^--device cuda: [^.]*; use --device cpu, or install"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "r", device="cuda")
+    with pytest.raises(DeviceError, match=r"^backend 'cuda' cannot run: the tensors are on cpu"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "r", backend="cuda", exact=True)
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,156 @@
+"""The rounds of a search on a GPU: every pair comes exactly once, whatever the sizes; nothing waits for the device."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stcli.ops import cuda, rounds, scan_cuda
+from stcli.ops.choose_probes import choose_probes
+from stcli.ops.rounds import LISTED, NARROW, WIDE, Work, bounds_of_rounds, rounds_over_probes, rounds_over_rows
+from stcli.ops.search_clusters import search_clusters
+from stcli.ops.search_rows import search_rows
+from tests.far_device import Watch, to_far
+from tests.kernel_stand_in import StandIn
+from tests.ops.search_cases import expected, make_case, named_case
+
+CPU = torch.device("cpu")
+
+
+def pairs_of(work: Work) -> list[tuple[int, int]]:
+    """(query, row) of every tile."""
+    found = []
+    for first, end, row, last in work.tiles.tolist():
+        assert end - first <= work.form.tile_queries
+        queries = range(first, end) if work.queries is None else work.queries[first:end].tolist()
+        found += [(query, r) for query in queries for r in range(row, last)]
+    return found
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**9), st.integers(1, 50))
+def test_bounds_of_rounds(first, end, growth):
+    bounds = bounds_of_rounds(first, end, growth)
+    assert bounds[0] == 0
+    assert bounds[-1] == end
+    assert all(a < b <= max(first, a * (1 + growth)) for a, b in itertools.pairwise(bounds))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_every_row_comes_once_for_every_query(data):
+    num_queries, num_rows = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 700))
+    growth, capacity = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 900))
+    listed = None
+    if data.draw(st.booleans()):
+        listed = torch.tensor(
+            data.draw(st.lists(st.booleans(), min_size=num_queries, max_size=num_queries)), dtype=torch.bool
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TILE_ROWS", "LISTED_TILE_ROWS", "SEGMENTS"):
+            patch.setattr(rounds, name, data.draw(st.integers(1, 50)))
+        made = list(rounds_over_rows(num_queries, num_rows, capacity, growth, CPU, listed))
+    assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == [
+        (query, row) for query in range(num_queries) for row in range(num_rows)
+    ]
+    for works in made:
+        for work in works[1:]:
+            assert listed is not None
+            assert {query for query, _ in pairs_of(work)} <= set(listed.nonzero().flatten().tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12), st.integers(1, 200), st.integers(1, 4))
+def test_every_probed_row_comes_once(seed, num_queries, num_clusters, capacity, growth):
+    case = make_case(seed, queries=num_queries, clusters=num_clusters, probes=num_clusters, rows=150)
+    offsets = case.index.clusters.offsets
+    made = list(rounds_over_probes(case.probes, offsets, 150, capacity, growth))
+    assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == sorted(
+        (query, row)
+        for query, line in enumerate(case.probes.tolist())
+        for cluster in line
+        if cluster >= 0
+        for row in range(int(offsets[cluster]), int(offsets[cluster + 1]))
+    )
+
+
+def test_the_kernel_fits_the_batch():
+    def first(queries):
+        return next(rounds_over_rows(queries, 10**6, 16_384, 30, CPU))[0].form
+
+    assert [first(queries) for queries in (1, 20, 4096)] == [LISTED, NARROW, WIDE]
+
+    def clustered(queries, clusters):
+        probes = torch.zeros(queries, 1, dtype=torch.int64)
+        return next(rounds_over_probes(probes, torch.arange(clusters + 1), clusters, 10, 3))[0].form
+
+    assert [clustered(*sizes) for sizes in ((10, 100), (1000, 100), (10_000, 100))] == [LISTED, NARROW, WIDE]
+
+
+# ---- whole searches, with the kernels' contracts in Python -----------------------------------------------------------
+
+
+def small_buffers(monkeypatch, room, redos=2):
+    """Buffers of `room` places beside k0, and pieces that make several rounds of small cases."""
+    monkeypatch.setattr(scan_cuda, "capacity_for", lambda num_rows, k0: k0 + room)
+    for operation in ("search_clusters", "search_rows", "choose_probes"):
+        module = __import__(f"stcli.ops.{operation}", fromlist=["capacity_for"])
+        monkeypatch.setattr(module, "capacity_for", lambda num_rows, k0: k0 + room)
+    monkeypatch.setattr(scan_cuda, "REDOS", redos)
+    monkeypatch.setattr(rounds, "TILE_ROWS", 37)
+    monkeypatch.setattr(rounds, "SEGMENTS", 5)
+
+
+FEW = ["one_item", "no_rows", "no_queries", "empty_clusters", "k0_above_candidates", "all_at_once", "nothing_admitted"]
+OVERFLOWING = ["plain", "ties", "all_at_once"]
+
+
+@pytest.mark.parametrize(
+    ("name", "room", "redos"),
+    [(name, 10_000, 2) for name in FEW] + [(name, *way) for name in OVERFLOWING for way in ((64, 2), (3, 1), (1, 0))],
+)
+def test_searches_equal_the_loop(name, room, redos, monkeypatch):
+    small_buffers(monkeypatch, room, redos)
+    case = named_case(name)
+    given = (case.queries, case.index)
+    stand_in = StandIn(seed=room)
+    with cuda.launching_with(stand_in):
+        some = search_clusters(*given, case.probes, case.words, case.filter_of_query, **case.rest(), backend="cuda")
+        every = search_rows(*given, case.words, case.filter_of_query, **case.rest(), backend="cuda")
+    for found, every_cluster in ((some, False), (every, True)):
+        rows, scores = expected(name, every_cluster)
+        assert found.rows.tolist() == rows
+        assert found.scores.tolist() == scores
+    assert bool(stand_in.overflows) == (room <= 64)
+
+
+@pytest.mark.parametrize(("room", "redos"), [(10_000, 2), (5, 1)])
+@pytest.mark.parametrize("num_probes", [1, 7, 99])
+def test_choose_probes(room, redos, num_probes, monkeypatch):
+    small_buffers(monkeypatch, room, redos)
+    case = make_case(3, clusters=60)
+    expected_probes = choose_probes(case.queries, case.index.clusters.centroids, num_probes=num_probes, backend="torch")
+    with cuda.launching_with(StandIn()):
+        found = choose_probes(case.queries, case.index.clusters.centroids, num_probes=num_probes, backend="cuda")
+    assert torch.equal(found, expected_probes)
+
+
+def test_the_host_waits_once_a_search(monkeypatch):
+    """On a far device: no number is read while rounds run, only who did not fit, at the end."""
+    small_buffers(monkeypatch, 300)
+    case = named_case("all_at_once")
+    rest = {name: to_far(value) for name, value in case.rest().items()}
+    given = [to_far(value) for value in (case.queries, case.index)]
+    far = [to_far(value) for value in (case.words, case.filter_of_query)]
+    probes = to_far(case.probes)
+    with cuda.launching_with(StandIn()):
+        with Watch() as watch:
+            search_clusters(*given, probes, *far, **rest, backend="cuda")
+        assert watch.waits == ["aten::nonzero"]
+        with Watch() as watch:
+            search_rows(*given, *far, **rest, backend="cuda")
+        assert watch.waits == ["aten::nonzero"]
+        with Watch() as watch:
+            choose_probes(given[0], given[1].clusters.centroids, num_probes=3, backend="cuda")
+        assert watch.waits == ["aten::nonzero"]
