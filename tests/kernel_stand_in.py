@@ -50,7 +50,8 @@ class StandIn:
         assert grid == (len(tiles), 1, 1)
         assert dim == codes.shape[1] == q_codes.shape[1]
         assert (q_norms is None) == (q_errors is None) == (errors is None) == (norms is None)
-        most = {"score_mma": 128, "score_mma_narrow": 32, "score_dp4a": 8}[kernel]
+        assert kernel.endswith("_bounds") == (q_norms is not None and kernel.startswith("score_mma"))
+        most = {"score_mma": 128, "score_mma_narrow": 32, "score_dp4a": 8}[kernel.removesuffix("_bounds")]
         num_pairs = len(q_scales) if queries is None else len(queries)
         order = list(range(len(tiles)))
         self.random.shuffle(order)

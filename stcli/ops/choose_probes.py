@@ -14,7 +14,7 @@ from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import best_keys, make_keys, split_keys
 from stcli.ops.rounds import rounds_over_rows
 from stcli.ops.scan import Scan
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
 from stcli.types import Candidates, Clusters, Quantized, SearchIndex
 
 _TILE_SCORES = 1 << 21
@@ -83,7 +83,7 @@ def _cuda(queries: Quantized, centroids: Quantized, num_probes: int) -> torch.Te
     scan = Scan(queries, index, None, none, num_probes, None, None)
     capacity = capacity_for(num_clusters, num_probes)
     growth = growth_for(num_probes, capacity)
-    rounds = rounds_over_rows(len(queries.scales), num_clusters, capacity, growth, device)
+    rounds = rounds_over_rows(len(queries.scales), num_clusters, capacity, growth, device, fit(scan))
 
     def torch_form(part: Scan, _: torch.Tensor) -> Candidates:
         rows = _torch(part.queries, centroids, num_probes)

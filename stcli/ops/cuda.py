@@ -98,6 +98,13 @@ def _too_old(device: torch.device) -> str | None:
     return "the GPU has compute capability {}.{}, the kernels need {}.{}".format(*capability, *LEAST_CAPABILITY)
 
 
+def most_shared_bytes(device: torch.device) -> int:
+    """Dynamic shared memory that a block may have; that of compute capability 8.0 where nobody says."""
+    if device.type != "cuda":
+        return 163 << 10
+    return int(getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 163 << 10))
+
+
 def launch(
     source: str,
     kernel: str,

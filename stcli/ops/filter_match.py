@@ -219,7 +219,6 @@ def _cuda(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
             matrix.bloom,
             matrix.bloom_offsets,
             matrix.num_hashes,
-            matrix.num_items,
             program.leaves,
             num_leaves,
             first,

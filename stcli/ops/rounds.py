@@ -37,20 +37,45 @@ class Form:
         kernel: its name.
         source: its file.
         tile_queries: queries of a tile at most.
+        shared: dynamic shared memory of a block beside the queries, and bytes beside each query's codes.
     """
 
     kernel: str
     source: str
     tile_queries: int
+    shared: tuple[int, int]
 
     def shared_bytes(self, dim: int) -> int:
         """Dynamic shared memory of a block, for rows of `dim` padded dimensions."""
-        return 0
+        return self.shared[0] + self.tile_queries * (dim + self.shared[1])
+
+    def kernel_for(self, bounded: bool) -> str:
+        """The kernel for plain scores, or for upper bounds."""
+        return self.kernel + ("_bounds" if bounded and self.source == "score_mma.cu" else "")
 
 
-WIDE = Form("score_mma", "score_mma.cu", 128)
-NARROW = Form("score_mma_narrow", "score_mma.cu", 32)
-LISTED = Form("score_dp4a", "score_dp4a.cu", 8)
+WIDE = Form("score_mma", "score_mma.cu", 128, (49_152, 48))
+NARROW = Form("score_mma_narrow", "score_mma.cu", 32, (49_152, 48))
+LISTED = Form("score_dp4a", "score_dp4a.cu", 8, (16_384, 0))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The forms whose shared memory a device has.
+
+    Attributes:
+        dim: padded dimensions of the rows.
+        most_shared_bytes: dynamic shared memory that a block may have.
+    """
+
+    dim: int
+    most_shared_bytes: int
+
+    def __call__(self, form: Form) -> Form:
+        """The form, or the widest narrower one that fits."""
+        forms = (WIDE, NARROW, LISTED)
+        fitting = [other for other in forms if other.shared_bytes(self.dim) <= self.most_shared_bytes]
+        return next((other for other in fitting if other.tile_queries <= form.tile_queries), LISTED)
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,7 @@ def rounds_over_rows(
     capacity: int,
     growth: int,
     device: torch.device,
+    fit: Fit,
     listed: torch.Tensor | None = None,
 ) -> Iterator[list[Work]]:
     """All rows for every query.
@@ -95,11 +121,12 @@ def rounds_over_rows(
         capacity: rows of the first round at most.
         growth: see `bounds_of_rounds`.
         device: of the tables.
+        fit: which kernels the device can run.
         listed: bool [B], queries that read only their admitted rows; None for none.
     """
     segments = max(min(SEGMENTS, num_rows // TILE_ROWS), 1)
     length = -(-num_rows // segments)
-    dense = LISTED if num_queries < FEW_QUERIES else WIDE if num_queries > NARROW.tile_queries else NARROW
+    dense = fit(LISTED if num_queries < FEW_QUERIES else WIDE if num_queries > NARROW.tile_queries else NARROW)
     queries, first_listed = None, None
     if listed is not None:
         queries = torch.sort(listed.to(torch.int8), stable=True).indices
@@ -156,7 +183,7 @@ def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 
 
 def rounds_over_probes(
-    probes: torch.Tensor, offsets: torch.Tensor, num_rows: int, capacity: int, growth: int
+    probes: torch.Tensor, offsets: torch.Tensor, num_rows: int, capacity: int, growth: int, fit: Fit
 ) -> Iterator[list[Work]]:
     """The rows of the probed clusters, nearest clusters first.
 
@@ -166,6 +193,7 @@ def rounds_over_probes(
         num_rows: N.
         capacity: rows of the first round, about.
         growth: see `bounds_of_rounds`.
+        fit: which kernels the device can run.
     """
     num_slots, num_clusters = probes.shape[1], len(offsets) - 1
     if not num_slots or not num_clusters or not len(probes):
@@ -173,14 +201,14 @@ def rounds_over_probes(
     mean = max(num_rows // num_clusters, 1)
     bounds = bounds_of_rounds(max(capacity // (4 * mean), 1), num_slots, growth)
     for begin, end in itertools.pairwise(bounds):
-        yield [_cluster_work(probes[:, begin:end], offsets)]
+        yield [_cluster_work(probes[:, begin:end], offsets, fit)]
 
 
-def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor) -> Work:
+def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor, fit: Fit) -> Work:
     """Tiles of the queries that probe the same cluster, times its rows."""
     num_clusters, num_pairs = len(offsets) - 1, probes.numel()
     each = num_pairs / num_clusters
-    form = LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE
+    form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
     clusters = torch.where(probes < 0, num_clusters, probes).flatten()
     queries = torch.sort(clusters, stable=True).indices // probes.shape[1]
     counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=probes.device)

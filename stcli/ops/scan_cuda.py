@@ -21,9 +21,9 @@ import torch
 
 from stcli.ops import cuda
 from stcli.ops.keys import EMPTY_KEY
-from stcli.ops.rounds import Work
+from stcli.ops.rounds import Fit, Work
 from stcli.ops.scan import Scan
-from stcli.types import Candidates, Quantized
+from stcli.types import Candidates, Lines, Quantized
 
 MOST_CANDIDATES = 16_384
 """The final sort of a query's keys takes place in shared memory."""
@@ -55,6 +55,8 @@ def run_cuda(
         capacity: places of a query's buffer.
         torch_form: called with the search of the queries that did not fit, and their numbers int64 [b].
     """
+    if scan.excluded is not None:
+        scan = replace(scan, excluded=sorted_lines(scan.excluded))
     state = _State.of(scan, capacity)
     for round_ in rounds:
         state.round(scan, round_)
@@ -74,6 +76,20 @@ def capacity_for(num_rows: int, k0: int) -> int:
 def growth_for(k0: int, capacity: int) -> int:
     """How many times as many rows as all before a round may look at: it adds some k0 times this many keys."""
     return max((capacity - k0) // (4 * k0), 1)
+
+
+def sorted_lines(lines: Lines) -> Lines:
+    """The same lines, each ascending, as a kernel searches them; they are equal or do not overlap."""
+    marks = torch.zeros(len(lines.values) + 1, dtype=torch.int64, device=lines.values.device)
+    for bounds in (lines.begins, lines.ends):
+        marks.index_fill_(0, bounds, 1)
+    keys = (marks.cumsum(0)[:-1] << 32) | (lines.values & 0xFFFFFFFF)  # a number that is no row stays none
+    return replace(lines, values=keys.sort().values & 0xFFFFFFFF)
+
+
+def fit(scan: Scan) -> Fit:
+    """Which score kernels can run for the rows of a search."""
+    return Fit(scan.index.codes.shape[1], cuda.most_shared_bytes(scan.queries.codes.device))
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,7 @@ class _State:
         excluded = scan.excluded if scan.excluded is not None and len(scan.excluded.values) else None
         cuda.launch(
             work.form.source,
-            work.form.kernel,
+            work.form.kernel_for(bounded),
             len(work.tiles),
             THREADS,
             queries.codes,

@@ -9,7 +9,7 @@ import torch
 from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.rounds import rounds_over_probes
 from stcli.ops.scan import Bounds, Scan, Tile, check_range
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -79,5 +79,5 @@ def _tiles(probes: torch.Tensor, offsets: torch.Tensor) -> Iterator[Tile]:
 def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
     capacity = capacity_for(num_rows, scan.k0)
-    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth_for(scan.k0, capacity))
+    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth_for(scan.k0, capacity), fit(scan))
     return run_cuda(scan, rounds, capacity, lambda part, lost: part.run(_tiles(probes[lost], offsets)))

@@ -10,7 +10,7 @@ from stcli.ops.count_bits import count_bits
 from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.rounds import LISTED_SHARE, rounds_over_rows
 from stcli.ops.scan import Bounds, Scan, Tile
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -84,9 +84,8 @@ def _cuda(scan: Scan) -> Candidates:
     if words is not None and words.numel():
         admitted = count_bits(words)[scan.filter_of_query.clamp(min=0)]
         listed = (admitted * LISTED_SHARE < num_rows) & (scan.filter_of_query >= 0)
-    rounds = rounds_over_rows(
-        len(scan.queries.scales), num_rows, capacity, growth_for(scan.k0, capacity), scan.queries.codes.device, listed
-    )
+    growth, device = growth_for(scan.k0, capacity), scan.queries.codes.device
+    rounds = rounds_over_rows(len(scan.queries.scales), num_rows, capacity, growth, device, fit(scan), listed)
     return run_cuda(
         scan, rounds, capacity, lambda part, _: part.run(_tiles(part.words, part.filter_of_query, num_rows))
     )

@@ -2,16 +2,26 @@
 
 import pytest
 
-from stcli.ops import native
+from stcli.ops import cuda, native
+from tests.emulated import Emulated
+from tests.emulation.emulate import COMPILER, WHY_MISSING
 
 LEVELS = {"native-portable": 0, "native-avx2": 1, "native-avx512": 2}
 
 
-@pytest.fixture(params=["torch", *LEVELS])
+@pytest.fixture(params=["torch", "cuda", *LEVELS])
 def form(request):
     """Backend name: the definition, and the C++ library with each set of instructions that this CPU has."""
     if request.param == "torch":
         yield "torch"
+        return
+    if request.param == "cuda":
+        if COMPILER is None:
+            pytest.skip(WHY_MISSING)
+        if not (cuda.kernel_folder() / "score_mma.cu").exists():
+            pytest.skip("the CUDA kernels are not in this tree yet")
+        with cuda.launching_with(Emulated()):
+            yield "cuda"
         return
     library = native.library()
     if library is None:

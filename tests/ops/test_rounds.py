@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stcli.ops import cuda, rounds, scan_cuda
 from stcli.ops.choose_probes import choose_probes
-from stcli.ops.rounds import LISTED, NARROW, WIDE, Work, bounds_of_rounds, rounds_over_probes, rounds_over_rows
+from stcli.ops.rounds import LISTED, NARROW, WIDE, Fit, Work, bounds_of_rounds, rounds_over_probes, rounds_over_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from tests.far_device import Watch, to_far
@@ -17,6 +17,7 @@ from tests.kernel_stand_in import StandIn
 from tests.ops.search_cases import expected, make_case, named_case
 
 CPU = torch.device("cpu")
+FIT = Fit(128, 163 << 10)
 
 
 def pairs_of(work: Work) -> list[tuple[int, int]]:
@@ -50,7 +51,7 @@ def test_every_row_comes_once_for_every_query(data):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TILE_ROWS", "LISTED_TILE_ROWS", "SEGMENTS"):
             patch.setattr(rounds, name, data.draw(st.integers(1, 50)))
-        made = list(rounds_over_rows(num_queries, num_rows, capacity, growth, CPU, listed))
+        made = list(rounds_over_rows(num_queries, num_rows, capacity, growth, CPU, FIT, listed))
     assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == [
         (query, row) for query in range(num_queries) for row in range(num_rows)
     ]
@@ -65,7 +66,7 @@ def test_every_row_comes_once_for_every_query(data):
 def test_every_probed_row_comes_once(seed, num_queries, num_clusters, capacity, growth):
     case = make_case(seed, queries=num_queries, clusters=num_clusters, probes=num_clusters, rows=150)
     offsets = case.index.clusters.offsets
-    made = list(rounds_over_probes(case.probes, offsets, 150, capacity, growth))
+    made = list(rounds_over_probes(case.probes, offsets, 150, capacity, growth, FIT))
     assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == sorted(
         (query, row)
         for query, line in enumerate(case.probes.tolist())
@@ -76,14 +77,16 @@ def test_every_probed_row_comes_once(seed, num_queries, num_clusters, capacity, 
 
 
 def test_the_kernel_fits_the_batch():
-    def first(queries):
-        return next(rounds_over_rows(queries, 10**6, 16_384, 30, CPU))[0].form
+    def first(queries, fit=FIT):
+        return next(rounds_over_rows(queries, 10**6, 16_384, 30, CPU, fit))[0].form
 
     assert [first(queries) for queries in (1, 20, 4096)] == [LISTED, NARROW, WIDE]
+    assert first(4096, Fit(1024, 163 << 10)) == NARROW
+    assert first(4096, Fit(4096, 163 << 10)) == LISTED
 
     def clustered(queries, clusters):
         probes = torch.zeros(queries, 1, dtype=torch.int64)
-        return next(rounds_over_probes(probes, torch.arange(clusters + 1), clusters, 10, 3))[0].form
+        return next(rounds_over_probes(probes, torch.arange(clusters + 1), clusters, 10, 3, FIT))[0].form
 
     assert [clustered(*sizes) for sizes in ((10, 100), (1000, 100), (10_000, 100))] == [LISTED, NARROW, WIDE]
 
