@@ -19,47 +19,28 @@ and of the kind `mlp`:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from stcli.errors import InputError, nearest
+from stcli.errors import InputError
+from stcli.model.config_fields import (
+    ACTIVATIONS,
+    MAX_WIDTH,
+    Column,
+    Fields,
+    column_shapes,
+    linear_shapes,
+    read_columns,
+)
 
 KINDS = ("dot", "mlp", "mol")
 GLU = ("geglu", "swiglu")
-ACTIVATIONS = ("relu", "silu", "gelu")
 GATES = ("query", "item", "cross")
 
-MAX_WIDTH = 8192
-"""Largest size of a layer or embedding."""
 MAX_LOGITS = 1024
 """Largest P_q * P_x of a Mixture-of-Logits."""
-MAX_NAMES = 64
-"""Most tasks, columns or layers."""
-MAX_VALUES = 1_000_000
-"""Most values of a category."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """An item column that the OverArch reads.
-
-    Attributes:
-        name: of the item table.
-        kind: `number`: `(value - mean) / std`, missing 0; `category`: a learned row for each value, row 0 for others.
-        mean, std: of a number.
-        values: of a category; value i has row i + 1.
-        dim: numbers that it becomes; 1 for a number.
-    """
-
-    name: str
-    kind: str
-    mean: float = 0.0
-    std: float = 1.0
-    values: tuple[Any, ...] = ()
-    dim: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,11 +71,7 @@ class OverArchConfig:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight."""
-        return {
-            f"columns.{column.name}.weight": (len(column.values) + 1, column.dim)
-            for column in self.columns
-            if column.kind == "category"
-        }
+        return column_shapes(self.columns)
 
 
 @dataclass(frozen=True)
@@ -115,7 +92,7 @@ class MlpConfig(OverArchConfig):
         widths = [3 * self.dim + self.num_features, *self.hidden, 1]
         for task in self.tasks:
             for layer, (inputs, outputs) in enumerate(pairwise(widths)):
-                found |= _linear(f"tasks.{task}.layers.{layer}", inputs, outputs)
+                found |= linear_shapes(f"tasks.{task}.layers.{layer}", inputs, outputs)
         return found
 
 
@@ -151,14 +128,16 @@ class MolConfig(OverArchConfig):
         """The name and shape of every weight."""
         found = super().shapes()
         size, hidden, logits = self.component_dim, self.gate_hidden, self.num_logits
-        found |= _linear("item.projection", self.item_inputs, self.item_components * size)
+        found |= linear_shapes("item.projection", self.item_inputs, self.item_components * size)
         if "item" in self.gates:
             found |= _gate("item.gate", self.item_inputs, hidden, logits)
         for task in self.tasks:
             prefix = f"tasks.{task}"
             if self.query_hidden:
-                found |= _linear(f"{prefix}.query.glu", self.dim, 2 * self.query_hidden)
-            found |= _linear(f"{prefix}.query.projection", self.query_hidden or self.dim, self.query_components * size)
+                found |= linear_shapes(f"{prefix}.query.glu", self.dim, 2 * self.query_hidden)
+            found |= linear_shapes(
+                f"{prefix}.query.projection", self.query_hidden or self.dim, self.query_components * size
+            )
             if "query" in self.gates:
                 found |= _gate(f"{prefix}.query.gate", self.dim, hidden, logits)
             if "cross" in self.gates:
@@ -166,13 +145,9 @@ class MolConfig(OverArchConfig):
         return found
 
 
-def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
-
-
 def _gate(name: str, inputs: int, hidden: int, logits: int) -> dict[str, tuple[int, ...]]:
     """Linear, SiLU, and a linear layer without bias."""
-    return _linear(f"{name}.0", inputs, hidden) | {f"{name}.2.weight": (logits, hidden)}
+    return linear_shapes(f"{name}.0", inputs, hidden) | {f"{name}.2.weight": (logits, hidden)}
 
 
 def parse_overarch(config: Mapping[str, Any], where: str) -> OverArchConfig:
@@ -185,20 +160,19 @@ def parse_overarch(config: Mapping[str, Any], where: str) -> OverArchConfig:
     Raises:
         InputError: a key is missing, unknown, or has no usable value.
     """
-    fields = _Fields(config, where)
+    fields = Fields(config, where)
     kind = fields.word("kind", KINDS)
     tasks = fields.names("tasks")
     if kind == "dot":
         fields.finish()
         return OverArchConfig(kind, tasks, 0, ())
-    dim, columns = fields.whole("dim", 1, MAX_WIDTH), _columns(fields)
+    dim, columns = fields.whole("dim", 1, MAX_WIDTH), read_columns(fields)
     fields.text("weights", "")
     found: OverArchConfig
     if kind == "mlp":
-        hidden = fields.list("hidden", [])
-        for place, width in enumerate(hidden):
-            _whole(where, f"hidden[{place}]", width, 1, MAX_WIDTH)
-        found = MlpConfig(kind, tasks, dim, columns, tuple(hidden), fields.word("activation", ACTIVATIONS, "silu"))
+        found = MlpConfig(
+            kind, tasks, dim, columns, fields.widths("hidden"), fields.word("activation", ACTIVATIONS, "silu")
+        )
     else:
         gates = fields.list("gates", list(GATES))
         if not gates or any(gate not in GATES for gate in gates) or len(set(gates)) < len(gates):
@@ -225,88 +199,3 @@ def parse_overarch(config: Mapping[str, Any], where: str) -> OverArchConfig:
             )
     fields.finish()
     return found
-
-
-def _columns(fields: _Fields) -> tuple[Column, ...]:
-    found = []
-    for place, entry in enumerate(fields.list("columns", [])):
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{fields.where}: columns[{place}] is {entry!r}; expected an object with name and kind")
-        inner = _Fields(entry, f"{fields.where}: columns[{place}]")
-        name, kind = inner.text("name"), inner.word("kind", ("number", "category"))
-        if kind == "number":
-            column = Column(name, kind, inner.number("mean", 0.0), inner.number("std", 1.0))
-            if column.std <= 0:
-                raise InputError(f"{inner.where}: 'std' is {column.std}; expected a number above 0")
-        else:
-            values = tuple(inner.list("values", None, MAX_VALUES))
-            if len({(type(value), value) for value in values if isinstance(value, str | int)}) < len(values):
-                raise InputError(f"{inner.where}: 'values' must be different strings or whole numbers")
-            column = Column(name, kind, values=values, dim=inner.whole("dim", 1, MAX_WIDTH))
-        inner.finish()
-        found.append(column)
-    if len({column.name for column in found}) < len(found):
-        raise InputError(f"{fields.where}: a column stands twice in 'columns'; each may stand once")
-    return tuple(found)
-
-
-class _Fields:
-    """Takes the keys of an object one by one, each with its type and range; what is left is unknown."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where, self.known = values, where, set[str]()
-
-    def take(self, key: str, default: Any) -> Any:
-        self.known.add(key)
-        value = self.values.get(key, default)
-        if value is None:
-            raise InputError(f"{self.where}: {key!r} is missing; {nearest(key, list(self.values))}")
-        return value
-
-    def word(self, key: str, allowed: Sequence[str], default: str | None = None) -> str:
-        value = self.take(key, default)
-        if value not in allowed:
-            raise InputError(f"{self.where}: {key!r} is {value!r}; expected one of {', '.join(allowed)}")
-        return str(value)
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.take(key, default)
-        if not isinstance(value, str):
-            raise InputError(f"{self.where}: {key!r} is {value!r}; expected a text")
-        return value
-
-    def whole(self, key: str, least: int, most: int, default: int | None = None) -> int:
-        return _whole(self.where, repr(key), self.take(key, default), least, most)
-
-    def number(self, key: str, default: float) -> float:
-        value = self.take(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-            raise InputError(f"{self.where}: {key!r} is {value!r}; expected a number")
-        return float(value)
-
-    def list(self, key: str, default: list | None, most: int = MAX_NAMES) -> list:
-        value = self.take(key, default)
-        if not isinstance(value, list) or len(value) > most:
-            raise InputError(f"{self.where}: {key!r} is {str(value)[:60]}; expected a list of at most {most:,}")
-        return value
-
-    def names(self, key: str) -> tuple[str, ...]:
-        values = self.list(key, None)
-        good = [isinstance(name, str) and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name) for name in values]
-        if not values or not all(good) or len(set(values)) < len(values):
-            raise InputError(
-                f"{self.where}: {key!r} is {str(values)[:60]}; expected a list of different names of letters, "
-                'digits and _, such as ["like"]'
-            )
-        return tuple(values)
-
-    def finish(self) -> None:
-        unknown = sorted(set(self.values) - self.known)
-        if unknown:
-            raise InputError(f"{self.where}: unknown key {unknown[0]!r}; {nearest(unknown[0], sorted(self.known))}")
-
-
-def _whole(where: str, name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{where}: {name} is {value!r}; expected a whole number from {least} to {most}")
-    return value

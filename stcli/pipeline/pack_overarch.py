@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError, nearest
 from stcli.model.layers import Weights
 from stcli.model.mol import item_components, item_gates
 from stcli.model.overarch import PREFIX
-from stcli.model.overarch_config import Column, MolConfig, OverArchConfig, parse_overarch
+from stcli.model.overarch_config import MolConfig, OverArchConfig, parse_overarch
 from stcli.ops.tiles import in_tiles
 from stcli.pipeline.columns import KeptColumns
+from stcli.pipeline.features import check_column, column_numbers
 from stcli.pipeline.sizes import array_bytes
 from stcli.storage.tensors import LazyArray
 from stcli.storage.weights import read_config, read_weights, weights_beside
@@ -164,34 +163,13 @@ class _Features:
                     f"{where}: item column {name!r} is not kept in the index; build it with --keep-columns {name} "
                     f"({nearest(name, kept.schema.names)})"
                 )
-            kind = kept.schema.field(name).type
-            numeric = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-            if column.kind == "number" and not numeric:
-                raise InputError(f"{where}: item column {name!r} is {kind}; expected numbers, or the kind 'category'")
+            check_column(column, kept.schema.field(name).type, f"{where}: item column {name!r}")
 
     def read(self, first: int, count: int, weights: Weights) -> torch.Tensor:
         """Features float32 [count, F] of the rows from `first` on."""
         rows = np.arange(first, first + count)
         found = [
-            self._column(column, self.kept.take(name, rows), weights)
+            column_numbers(column, self.kept.take(name, rows), weights, self.where)
             for name, column in zip(self.names, self.columns, strict=True)
         ]
         return torch.cat(found, 1) if found else torch.zeros(count, 0)
-
-    def _column(self, column: Column, values: pa.Array, weights: Weights) -> torch.Tensor:
-        if column.kind == "number":
-            numbers = torch.from_numpy(
-                np.array(pc.fill_null(values.cast(pa.float64()), column.mean).to_numpy(zero_copy_only=False))
-            )
-            scaled = (numbers - column.mean) / column.std
-            return torch.where(scaled.isfinite(), scaled, 0).float()[:, None]
-        if pa.types.is_dictionary(values.type):
-            values = values.dictionary_decode()
-        try:
-            known = pa.array(column.values).cast(values.type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-            raise InputError(
-                f"{self.where}: the values of column {column.name!r} are not {values.type}, as the items have it"
-            ) from error
-        place = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy(zero_copy_only=False)
-        return weights[f"columns.{column.name}.weight"][torch.from_numpy(place.astype(np.int64)) + 1]
