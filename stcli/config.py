@@ -123,6 +123,7 @@ class PackConfig:
     overarch: str | None = None
     overarch_columns: Sequence[str] | None = None
     overarch_cache: str = "components"
+    tower: str | None = None
     value_models: Sequence[str] = ()
     value_model_file: str | None = None
     overwrite: bool = False

@@ -162,6 +162,15 @@ def pack_model(
             "What a mol OverArch keeps of each item: components (float16), int8, or none, computed at each request.",
         ),
     ] = "components",
+    tower: Annotated[
+        str | None,
+        opt.option(
+            "--tower",
+            "JSON config of a tower that makes user vectors of a history and query columns (mlp, mean_pool or hstu); "
+            "its weights lie beside it as safetensors. [default: vectors stand in the query table]",
+            show_default=False,
+        ),
+    ] = None,
     value_model: Annotated[
         list[str] | None,
         typer.Option(
@@ -204,6 +213,7 @@ def pack_model(
         overarch=overarch,
         overarch_columns=None if overarch_columns is None else opt.split(overarch_columns),
         overarch_cache=overarch_cache,
+        tower=tower,
         value_models=value_model or (),
         value_model_file=value_models,
         overwrite=overwrite,

@@ -18,6 +18,7 @@ from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.pack_overarch import pack_overarch
+from stcli.pipeline.pack_tower import pack_tower, tower_summary
 from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.pipeline.value_models import given_value_models, pack_value_models
 from stcli.pipeline.wide import join_by_id
@@ -62,7 +63,7 @@ def pack_model(
     config = PackConfig(**options)
     config.check()
     path = Path(output)
-    more = (config.embeddings, config.overarch, config.value_model_file)
+    more = (config.embeddings, config.overarch, config.tower, config.value_model_file)
     inputs = [index, *(source for source in more if source is not None)]
     atomic.check_output(path, config.overwrite, directory=False, inputs=inputs)
     start = time.perf_counter()
@@ -80,6 +81,7 @@ def pack_model(
         if wide is source and packed:
             packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
         overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), kept)
+        tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0)
         body = {
             **{key: manifest[key] for key in INDEX_KEYS},
             "tool_version": __version__,
@@ -89,17 +91,25 @@ def pack_model(
         }
         if overarch is not None:
             body["overarch"] = overarch
+        if tower is not None:
+            body["tower"] = tower
         if value_models:
             body["value_models"] = value_models
-        sealed = write_artifact(partial, arrays | packed | learned, body)
+        sealed = write_artifact(partial, arrays | packed | learned | layers, body)
     return {
         "command": "pack-model",
         "version": __version__,
         "options": asdict(config),
-        "inputs": {"index": str(index), "embeddings": config.embeddings, "overarch": config.overarch},
+        "inputs": {
+            "index": str(index),
+            "embeddings": config.embeddings,
+            "overarch": config.overarch,
+            "tower": config.tower,
+        },
         "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
         "bytes": bytes_by_group(sealed["arrays"]),
         "overarch": overarch_summary(sealed),
+        "tower": tower_summary(sealed),
         "value_models": {name: model["formula"] for name, model in sealed.get("value_models", {}).items()},
         "fingerprint": sealed["fingerprint"],
         "timings_s": {"total": round(time.perf_counter() - start, 3)},

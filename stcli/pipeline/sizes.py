@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns", "overarch")
+GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns", "overarch", "tower")
 """Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns, OverArch."""
 
 
@@ -35,8 +35,8 @@ def overarch_summary(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def group_of(name: str) -> str:
     """Which of GROUPS an array belongs to."""
-    if name.startswith("overarch."):
-        return "overarch"
+    if name.startswith(("overarch.", "tower.")):
+        return name.partition(".")[0]
     if name.startswith("embedding"):
         return "embeddings"
     if name in ("own_words", "bloom_words", "bloom_offsets"):
