@@ -148,6 +148,10 @@ class RetrieveConfig:
 
     id_column: str = "query_id"
     embedding_column: str = "embedding"
+    task_embeddings: str | None = None
+    combine: str = "union"
+    candidates_column: str | None = None
+    k_column: str | None = None
     filter_column: str | None = None
     filter: str | None = None
     exclude_column: str | None = None
@@ -207,6 +211,9 @@ class RetrieveConfig:
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
         one_of("--score-dtype", self.score_dtype, ("float32", "float16", "none"))
         one_of("--verify", self.verify, ("auto", "on", "off"))
+        if self.candidates_column is not None and (self.audit is not None or self.min_recall is not None):
+            raise InputError("--candidates-column searches nothing, so there is no recall to --audit; leave one out")
+        one_of("--combine", self.combine, ("union", "intersection"))
         fraction("--max-bad-fraction", self.max_bad_fraction)
         if not 0 < self.target_recall <= 1:
             raise InputError(

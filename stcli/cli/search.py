@@ -18,6 +18,32 @@ def retrieve(
     k: Annotated[int, opt.option("--k", "Results a query.", min=1)] = 100,
     id_column: opt.IdColumn = "query_id",
     embedding_column: opt.EmbeddingColumn = "embedding",
+    task_embeddings: Annotated[
+        str | None,
+        opt.option(
+            "--task-embeddings",
+            "User vectors of several tasks: like=column,share=column. [default: columns user_embedding__<task>, where "
+            "there is no --embedding-column]",
+            show_default=False,
+        ),
+    ] = None,
+    combine: Annotated[
+        str, opt.option("--combine", "union of what the tasks find, or intersection: items found for every task.")
+    ] = "union",
+    candidates_column: Annotated[
+        str | None,
+        opt.option(
+            "--candidates-column",
+            "Query column with a list of item ids to rank, instead of searching.",
+            show_default=False,
+        ),
+    ] = None,
+    k_column: Annotated[
+        str | None,
+        opt.option(
+            "--k-column", "Query column with the results of each query, 1 to --k (NULL: --k).", show_default=False
+        ),
+    ] = None,
     filter_column: opt.FilterColumn = None,
     filter: Annotated[
         str | None,
@@ -94,7 +120,9 @@ def retrieve(
     explain: Annotated[
         bool, opt.option("--explain", "Add how each query was searched: route, probes, admitted, items_scored.")
     ] = False,
-    explode: Annotated[bool, opt.option("--explode", "One row for each result instead of one for each query.")] = False,
+    explode: Annotated[
+        bool, opt.option("--explode", "One row for each result instead of one for each query; NULL item without any.")
+    ] = False,
     verify: Annotated[
         str,
         opt.option(
@@ -161,6 +189,8 @@ def retrieve(
       stcli retrieve model.safetensors queries.parquet -o r --filter "lang IN $langs AND price <= $budget"
       stcli retrieve model.safetensors queries.parquet -o r --audit 1000 --min-recall 0.95
       stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
+      stcli retrieve model.safetensors queries.parquet -o results --task-embeddings like=like_user,buy=buy_user
+      stcli retrieve model.safetensors queries.parquet -o ranked --candidates-column candidates --k 500
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
     summary = load("retrieve", threads)(
@@ -171,6 +201,10 @@ def retrieve(
         k=k,
         id_column=id_column,
         embedding_column=embedding_column,
+        task_embeddings=task_embeddings,
+        combine=combine,
+        candidates_column=candidates_column,
+        k_column=k_column,
         filter_column=filter_column,
         filter=filter,
         exclude_column=exclude_column,

@@ -43,9 +43,35 @@ def excluded_rows(model: Retriever, ids: pa.Array, lengths: np.ndarray) -> Exclu
         `Excluded` with B lines.
     """
     rows = model.lookup.rows_of(ids)
-    ends = torch.from_numpy(np.cumsum(lengths))
     unknown = int(np.count_nonzero(rows < 0)) - ids.null_count
-    return Excluded(Lines(torch.from_numpy(rows), ends - torch.from_numpy(lengths), ends), unknown)
+    return Excluded(_lines(rows, lengths), unknown)
+
+
+def distinct_rows(model: Retriever, ids: pa.Array, lengths: np.ndarray) -> tuple[Lines, np.ndarray]:
+    """Map lists of ids to rows, each row of a list once.
+
+    Args:
+        model: whose items they are.
+        ids: of all lists, one after another; a null is no item.
+        lengths: int64 [B], ids of each list.
+
+    Returns:
+        The rows of each list, ascending, and how many ids of each are no item, int64 [B].
+    """
+    rows = model.lookup.rows_of(ids)
+    owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    known = rows >= 0
+    keys = (owner[known] << 32) | rows[known]
+    keys.sort()
+    keys = keys[np.diff(keys, prepend=-1) != 0]
+    missing = np.bincount(owner[~known], minlength=len(lengths))
+    return _lines(keys & 0xFFFFFFFF, np.bincount(keys >> 32, minlength=len(lengths))), missing
+
+
+def _lines(rows: np.ndarray, lengths: np.ndarray) -> Lines:
+    """Lines that stand one after another."""
+    ends = torch.from_numpy(np.cumsum(lengths))
+    return Lines(torch.from_numpy(rows), ends - torch.from_numpy(lengths), ends)
 
 
 def words_of(model: Retriever, ids: pa.Array) -> tuple[torch.Tensor, int]:

@@ -13,10 +13,11 @@ import torch
 
 from stcli.errors import InputError
 
-ROUTES = ("probe", "rows")
-"""`probe` scores the nearest clusters; `rows` scores every admitted row and proves the result."""
+ROUTES = ("probe", "rows", "given")
+"""`probe` scores the nearest clusters; `rows` scores every admitted row and proves the result; `given`: the request
+brings its candidates."""
 
-PROBE, ROWS = range(2)
+PROBE, ROWS, GIVEN = range(3)
 
 BANDS = ("no filter", "> 10 %", "2-10 %", "0.5-2 %", "< 0.5 %")
 """Shares of the items that a query's filter admits; calibrated one by one."""

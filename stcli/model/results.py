@@ -26,6 +26,12 @@ class Results:
         probes: int64 [B], clusters probed in it; 0 for a search of all admitted rows.
         admitted: int64 [B], items that the bit matrix admits.
         ids: of the artifact.
+        ann_scores: float32 [B, K], the best search score of each result; None where candidates were given, and for
+            plain queries, whose score it is.
+        task_matrix: float32 [B, T, K], score of each result for each task, or None for plain queries.
+        tasks: the names of the tasks.
+        missing: int64 [B], given candidates that are no item; None if none were given.
+        scored: int64 [B], candidates among which the results were chosen; None for plain queries.
     """
 
     rows: torch.Tensor
@@ -36,6 +42,11 @@ class Results:
     probes: torch.Tensor
     admitted: torch.Tensor
     ids: ItemIds
+    ann_scores: torch.Tensor | None = None
+    task_matrix: torch.Tensor | None = None
+    tasks: tuple[str, ...] = ()
+    missing: torch.Tensor | None = None
+    scored: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -51,6 +62,17 @@ class Results:
         """B float32 arrays of scores, best first, valid entries only."""
         matrix, counts = self.score_matrix.cpu().numpy(), self.counts.cpu().numpy()
         return [matrix[query, :count] for query, count in enumerate(counts)]
+
+    @cached_property
+    def task_scores(self) -> dict[str, list[np.ndarray]]:
+        """For each task B float32 arrays of scores, in the order of `item_ids`."""
+        if self.task_matrix is None:
+            return {}
+        counts = self.counts.cpu().numpy()
+        return {
+            task: [line[:count] for line, count in zip(self.task_matrix[:, place].numpy(), counts, strict=True)]
+            for place, task in enumerate(self.tasks)
+        }
 
     def flat_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows of all results one after another, and int64 offsets [B + 1]."""
@@ -72,4 +94,8 @@ def concatenate(parts: list[Results], ids: ItemIds, k: int) -> Results:
         empty = torch.zeros(0, dtype=torch.int64)
         return Results(torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k), empty, empty, empty, empty, empty, ids)
     names = ("rows", "score_matrix", "counts", "work", "routes", "probes", "admitted")
-    return Results(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names}, ids=ids)
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    for name in ("ann_scores", "task_matrix", "missing", "scored"):
+        if getattr(parts[0], name) is not None:
+            joined[name] = torch.cat([getattr(part, name) for part in parts])
+    return Results(**joined, ids=ids, tasks=parts[0].tasks)

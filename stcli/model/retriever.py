@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,11 +16,13 @@ from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import FilterSource, GivenFilters
 from stcli.filters.stored import load_layout, load_matrix, load_terms, load_vocabulary
 from stcli.filters.tree import Node
-from stcli.model.eligibility import Excluded, excluded_rows
+from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.lookup import IdLookup
 from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
+from stcli.model.requests import Requests
 from stcli.model.results import Results, concatenate
+from stcli.model.scoring import Scoring, ScoringOptions
 from stcli.model.search import Search, Tile
 from stcli.ops.filter_match import filter_match
 from stcli.storage.artifact import Artifact
@@ -139,7 +141,7 @@ class Retriever(nn.Module):
 
     def forward(
         self,
-        queries: torch.Tensor | np.ndarray,
+        queries: torch.Tensor | np.ndarray | Mapping[str, torch.Tensor | np.ndarray],
         filters: Sequence[str | Node | None] | FilterSource | str | None = None,
         k: int = 100,
         *,
@@ -149,11 +151,13 @@ class Retriever(nn.Module):
         target_recall: float | None = 0.95,
         calibration: Calibration | None = None,
         candidates: int | None = None,
+        rank: Sequence[Sequence[Any] | None] | None = None,
+        combine: str = "union",
     ) -> Results:
         """Retrieve the best k eligible items of each query; fewer come back only when fewer are eligible.
 
         Args:
-            queries: float [B, D].
+            queries: float [B, D], or for each task by name its user vectors, float [B, D].
             filters: one text or tree (or None) a query, or one text for all.
             k: results a query.
             exclude: for each query, item ids that it must not get (or None).
@@ -163,27 +167,49 @@ class Retriever(nn.Module):
                 these queries, and bands of 256 queries or fewer are answered exactly. None: a fixed share of clusters.
             calibration: measured before, by `stcli.model.calibrate`.
             candidates: K0, candidates re-scored from the packed embeddings.
+            rank: for each query, the item ids to rank by score instead of searching; those that are no items are
+                counted in `missing`, those that the filter or `exclude` rules out are left out.
+            combine: "union" of what the tasks find, or "intersection", items found for every task.
 
         Returns:
-            `Results`, best first.
+            `Results`, best first. The score of several tasks is the best of them, see `stcli.model.scoring`.
 
         Raises:
             InputError: shapes or options do not fit.
             FilterError: a filter does not parse or names something unknown.
         """
-        vectors = self.check_queries(queries)
+        tasks = tuple(queries) if isinstance(queries, Mapping) else ()
         if k < 1:
             raise InputError(f"k {k}: expected at least 1")
-        source = self._source(filters, len(vectors))
-        excluded = self._excluded(exclude, len(vectors))
-        if target_recall is not None and calibration is None and not exact and probes is None:
+        users = self._users(queries)
+        source = self._source(filters, len(users))
+        excluded = self._excluded(exclude, len(users))
+        if target_recall is not None and calibration is None and not exact and probes is None and rank is None:
             from stcli.model.calibrate import calibrate
 
-            calibration = calibrate(self, vectors, source, k, target_recall)
+            own = np.repeat(np.arange(len(users)), users.shape[1])
+            every = source if users.shape[1] == 1 else source.take(own)
+            calibration = calibrate(self, users.flatten(0, 1), every, k, target_recall)
         if calibration is not None:
             calibration.check(self.fingerprint, min(k, self.num_items))
         options = SearchOptions(k, candidates or default_candidates(k), probes, exact, calibration)
-        return self.search(vectors, source, options, excluded)
+        if not tasks and rank is None:
+            return self.search(users[:, 0], source, options, excluded)
+        given, missing = self._given(rank, len(users))
+        requests = Requests(users, source, tasks, None if excluded is None else excluded.rows, given, missing)
+        return Scoring(self, options, ScoringOptions(combine), tasks).run(requests)
+
+    def _users(self, queries: Any) -> torch.Tensor:
+        """User vectors float32 [B, T, D], checked."""
+        if not isinstance(queries, Mapping):
+            return self.check_queries(queries)[:, None]
+        if not queries:
+            raise InputError("queries: no task was given; expected user vectors for at least one")
+        checked = {task: self.check_queries(vectors) for task, vectors in queries.items()}
+        if len({len(vectors) for vectors in checked.values()}) > 1:
+            lengths = ", ".join(f"{task} {len(vectors)}" for task, vectors in checked.items())
+            raise InputError(f"queries: every task needs as many user vectors, got {lengths}")
+        return torch.stack(list(checked.values()), 1)
 
     def _source(self, filters: Any, count: int) -> FilterSource:
         if filters is None or isinstance(filters, str):
@@ -193,13 +219,23 @@ class Retriever(nn.Module):
         return GivenFilters(self.planner, list(filters)) if isinstance(filters, Sequence) else filters
 
     def _excluded(self, exclude: Sequence[Sequence[Any] | None] | None, count: int) -> Excluded | None:
-        if exclude is None:
-            return None
-        if len(exclude) != count:
-            raise InputError(f"exclude: {len(exclude)} lists for {count} queries; expected one a query, or None")
-        lengths = np.array([len(ids) if ids is not None else 0 for ids in exclude], np.int64)
-        flat = [item for ids in exclude if ids is not None for item in ids]
-        return excluded_rows(self, pa.array(flat, pa.string() if self.ids.is_string else pa.int64()), lengths)
+        return None if exclude is None else excluded_rows(self, *self._lists("exclude", exclude, count))
+
+    def _given(
+        self, rank: Sequence[Sequence[Any] | None] | None, count: int
+    ) -> tuple[Lines | None, torch.Tensor | None]:
+        if rank is None:
+            return None, None
+        rows, missing = distinct_rows(self, *self._lists("rank", rank, count))
+        return rows, torch.from_numpy(missing)
+
+    def _lists(self, name: str, lists: Sequence[Sequence[Any] | None], count: int) -> tuple[pa.Array, np.ndarray]:
+        """Lists of item ids, one after another, and their lengths."""
+        if len(lists) != count:
+            raise InputError(f"{name}: {len(lists)} lists for {count} queries; expected one a query, or None")
+        lengths = np.array([len(ids) if ids is not None else 0 for ids in lists], np.int64)
+        flat = [item for ids in lists if ids is not None for item in ids]
+        return pa.array(flat, pa.string() if self.ids.is_string else pa.int64()), lengths
 
     def check_queries(self, queries: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Queries as float32 on the CPU.

@@ -16,8 +16,9 @@ from stcli.errors import InputError, nearest
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
+from stcli.model.scoring import Scoring, ScoringOptions
 from stcli.pipeline.columns import KeptColumns
-from stcli.pipeline.queries import QueryReader
+from stcli.pipeline.queries import QueryBatch, QueryReader
 from stcli.storage.columns import BadRows
 
 SCORE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
@@ -37,6 +38,7 @@ class Counts:
     items_scored: int = 0
     unknown_values: int = 0
     unknown_excluded: int = 0
+    missing: int = 0
 
     def add(self, other: Counts) -> None:
         """Add the counts of another batch or part."""
@@ -57,7 +59,8 @@ class Engine:
         score_type: Arrow type of scores, or None to leave them out.
         min_score: results below are dropped, or None.
         explain: add how each query was searched.
-        explode: one row a result instead of one a query.
+        explode: one row a result instead of one a query; a query without results has one with nulls.
+        scoring: what happens after the search, for requests of several tasks or with candidates.
         reject: called with (table row of the batch, its bad rows, its ids).
     """
 
@@ -70,10 +73,13 @@ class Engine:
     min_score: float | None
     explain: bool
     explode: bool
+    scoring: ScoringOptions
     reject: Callable[[int, BadRows, pa.Array], None]
     counts: Counts = field(default_factory=Counts)
     model: Retriever = field(init=False)
     kept: KeptColumns = field(init=False)
+    ranks: bool = field(init=False)
+    plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = self.reader.model
@@ -84,13 +90,23 @@ class Engine:
                     f"--item-columns: the artifact keeps no column {name!r}; "
                     f"{nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
                 )
+        self.ranks = self.reader.candidates_column is not None
+        self.plain = not self.ranks and not self.reader.tasks
         taken = [self.reader.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
+        taken += self._score_columns + ["missing"] * self.ranks
         taken += EXPLAINED if self.explain else ()
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
             raise InputError(
                 f"the output would have two columns {twice[0]!r}; leave it out of --columns or --item-columns"
             )
+
+    @property
+    def _score_columns(self) -> list[str]:
+        """Columns of scores beside `score`."""
+        if self.plain or self.score_type is None:
+            return []
+        return [f"task_{task}" for task in self.reader.tasks] + ([] if self.ranks else ["ann_score"])
 
     @property
     def schema(self) -> pa.Schema:
@@ -100,9 +116,11 @@ class Engine:
         fields = [source.field(name) for name in (self.reader.id_column, *self.columns)]
         fields.append(pa.field("item_id", nest(pa.string() if self.model.ids.is_string else pa.int64())))
         if self.score_type is not None:
-            fields.append(pa.field("score", nest(self.score_type)))
+            fields += [pa.field(name, nest(self.score_type)) for name in ("score", *self._score_columns)]
         fields += [pa.field(name, nest(self.kept.schema.field(name).type)) for name in self.item_columns]
         fields.append(pa.field("status", pa.string()))
+        if self.ranks:
+            fields.append(pa.field("missing", pa.int64()))
         if self.explain:
             fields.append(pa.field("route", pa.string()))
             fields += [pa.field(name, pa.int64()) for name in EXPLAINED[1:]]
@@ -117,21 +135,36 @@ class Engine:
         """The results of one batch of query rows that starts at table row `row`."""
         queries = self.reader.read(batch)
         self.reject(row, queries.bad, queries.ids)
-        results = self.model.search(queries.vectors, queries.filters, self.options, queries.excluded)
-        self.counts.unknown_values += queries.filters.unknown_values()
-        self.counts.unknown_excluded += queries.excluded.unknown if queries.excluded else 0
-        return self._table(batch, queries.usable, results)
+        results = self._results(queries)
+        self.counts.unknown_values += queries.requests.filters.unknown_values()
+        self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
+        return self._table(batch, queries, results)
 
-    def _table(self, batch: pa.RecordBatch, usable: np.ndarray, results: Results) -> pa.RecordBatch:
+    def _results(self, queries: QueryBatch) -> Results:
+        if self.plain:
+            requests = queries.requests
+            return self.model.search(requests.users[:, 0], requests.filters, self.options, queries.lists)
+        return Scoring(self.model, self.options, self.scoring, self.reader.tasks).run(queries.requests)
+
+    def _table(self, batch: pa.RecordBatch, queries: QueryBatch, results: Results) -> pa.RecordBatch:
+        usable = queries.usable
         rows, scores = results.rows.numpy(), results.score_matrix.numpy()
         valid = rows >= 0
+        most = np.full(len(usable), min(self.options.k, self.model.num_items))
+        if queries.limits is not None:
+            valid &= np.arange(rows.shape[1]) < queries.limits[:, None]
+            most = np.minimum(most, queries.limits)
+        missing = np.zeros(batch.num_rows, np.int64)
+        if results.missing is not None:
+            missing[usable] = results.missing.numpy()
+            most = np.minimum(most, results.work.numpy() + missing[usable])
         if self.min_score is not None:
             valid &= scores >= self.min_score
         found = np.zeros(batch.num_rows, np.int64)
         found[usable] = valid.sum(1)
         flat = rows[valid]
-        status = np.where(found < min(self.options.k, self.model.num_items), "short", "ok").astype(object)
-        status[np.setdiff1d(np.arange(batch.num_rows), usable)] = "rejected"
+        status = np.full(batch.num_rows, "rejected", object)
+        status[usable] = np.where(found[usable] < most, "short", "ok")
         self.counts.add(
             Counts(
                 queries=batch.num_rows,
@@ -139,33 +172,53 @@ class Engine:
                 short=int((status == "short").sum()),
                 rejected=batch.num_rows - len(usable),
                 items_scored=int(results.work.sum()),
+                missing=int(missing.sum()),
             )
         )
-        offsets = np.concatenate(([0], np.cumsum(found)))
         lists = {"item_id": self.model.ids.take(flat).cast(pa.string() if self.model.ids.is_string else pa.int64())}
         if self.score_type is not None:
-            lists["score"] = pa.array(
-                scores[valid].astype(np.float16 if self.score_type == pa.float16() else np.float32)
-            )
+            lists |= {name: self._scores(matrix[valid]) for name, matrix in self._matrices(results).items()}
         for name in self.item_columns:
             lists[name] = self.kept.take(name, flat)
         plain = {name: batch.column(name) for name in (self.reader.id_column, *self.columns)} | {
-            "status": pa.array(status, pa.string())
+            "status": pa.array(status, pa.string()),
+            "missing": pa.array(missing),
         }
         if self.explain:
             plain |= _explained(batch.num_rows, usable, results)
         schema = self.schema
         if self.explode:
-            owner = pa.array(np.repeat(np.arange(batch.num_rows), found))
-            arrays = {**{name: column.take(owner) for name, column in plain.items()}, **lists}
+            owner, place = _exploded(found)
+            arrays = {name: column.take(owner) for name, column in plain.items()}
+            arrays |= {name: column.take(place) for name, column in lists.items()}
         else:
-            nested = {
-                name: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values) for name, values in lists.items()
-            }
+            offsets = pa.array(np.concatenate(([0], np.cumsum(found))), pa.int32())
+            nested = {name: pa.ListArray.from_arrays(offsets, values) for name, values in lists.items()}
             arrays = {**plain, **nested}
         return pa.RecordBatch.from_arrays(
             [pc.cast(arrays[name], schema.field(name).type) for name in schema.names], schema=schema
         )
+
+    def _matrices(self, results: Results) -> dict[str, np.ndarray]:
+        """The score columns, float32 [B, K] each."""
+        found = {"score": results.score_matrix.numpy()}
+        if results.ann_scores is not None:
+            found["ann_score"] = results.ann_scores.numpy()
+        if results.task_matrix is not None:
+            found |= {f"task_{task}": results.task_matrix[:, n].numpy() for n, task in enumerate(results.tasks)}
+        return found
+
+    def _scores(self, values: np.ndarray) -> pa.Array:
+        return pa.array(values.astype(np.float16 if self.score_type == pa.float16() else np.float32))
+
+
+def _exploded(found: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """For one row a result: the query of each row, and which result it has; null where a query has none."""
+    owner = np.repeat(np.arange(len(found)), np.maximum(found, 1))
+    place = np.zeros(len(owner), np.int64)
+    empty = found[owner] == 0
+    place[~empty] = np.arange(len(owner) - empty.sum())
+    return pa.array(owner), pa.array(place, mask=empty)
 
 
 def _explained(count: int, usable: np.ndarray, results: Results) -> dict[str, pa.Array]:

@@ -1,8 +1,8 @@
-"""Reading query rows: embeddings, filters and exclusions of a batch, with the rows that cannot be used."""
+"""Reading query rows: embeddings, filters and item lists of a batch, with the rows that cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +14,15 @@ from stcli.errors import InputError
 from stcli.filters.bind import TemplatePlan
 from stcli.filters.source import BoundFilters, FilterSource, GivenFilters
 from stcli.filters.template import Template
-from stcli.model.eligibility import Excluded, excluded_rows
+from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
+from stcli.model.requests import Requests
 from stcli.model.retriever import Retriever
 from stcli.storage.columns import BadRows, embedding_type, id_type, read_embeddings, read_ids
 from stcli.storage.parquet import Table
+from stcli.types import Lines
+
+TASK_PREFIX = "user_embedding__"
+"""Columns of user vectors that are named after a task."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,38 @@ class QueryBatch:
         ids: of all rows of the batch.
         bad: the rows that cannot be used.
         usable: int64 [B], the other rows.
-        vectors: float32 [B, D].
-        filters: of the usable rows.
-        excluded: items they must not get, or None.
+        requests: the usable rows.
+        lists: items they must not get, or None.
+        limits: int64 [B], results that each may get, or None for the k of the run.
     """
 
     ids: pa.Array
     bad: BadRows
     usable: np.ndarray
-    vectors: torch.Tensor
-    filters: FilterSource
-    excluded: Excluded | None
+    requests: Requests
+    lists: Excluded | None
+    limits: np.ndarray | None = None
+
+    @property
+    def vectors(self) -> torch.Tensor:
+        """Every user vector as a query of its own, float32 [B * T, D]."""
+        return self.requests.users.flatten(0, 1)
+
+    @property
+    def filters(self) -> FilterSource:
+        """Filters of these queries."""
+        filters = self.requests.filters
+        return filters if self.requests.users.shape[1] == 1 else filters.take(self._owner)
+
+    @property
+    def excluded(self) -> Excluded | None:
+        """Items that these queries must not get, or None."""
+        return self.lists and Excluded(self.lists.rows.take(torch.from_numpy(self._owner)), self.lists.unknown)
+
+    @property
+    def _owner(self) -> np.ndarray:
+        """The request of each query."""
+        return np.repeat(np.arange(len(self.usable)), self.requests.users.shape[1])
 
 
 @dataclass
@@ -51,6 +77,10 @@ class QueryReader:
         filter_column: column of filter texts, or None.
         template: one filter for all queries, its placeholders bound from query columns, or None.
         exclude_column: column with a list of item ids that a query must not get, or None.
+        task_columns: column of the user vectors of each task, by its name; empty: `embedding_column` has the only one.
+        candidates_column: column with the list of item ids that a request wants ranked, or None for a search.
+        k_column: column with the results that a request may get, at most `k`, or None.
+        k: results of a request.
     """
 
     model: Retriever
@@ -59,6 +89,10 @@ class QueryReader:
     filter_column: str | None = None
     template: str | None = None
     exclude_column: str | None = None
+    task_columns: Mapping[str, str] = field(default_factory=dict)
+    candidates_column: str | None = None
+    k_column: str | None = None
+    k: int = 100
     plan: TemplatePlan | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -69,8 +103,18 @@ class QueryReader:
     def columns(self) -> list[str]:
         """The columns that are read."""
         placeholders: Sequence[str] = self.plan.template.placeholders if self.plan else ()
-        named = [self.filter_column, self.exclude_column]
-        return [self.id_column, self.embedding_column, *(name for name in named if name), *placeholders]
+        named = [self.filter_column, self.exclude_column, self.candidates_column, self.k_column]
+        return [self.id_column, *self.embedding_columns, *(name for name in named if name), *placeholders]
+
+    @property
+    def embedding_columns(self) -> list[str]:
+        """The columns of user vectors."""
+        return list(self.task_columns.values()) or [self.embedding_column]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks; () for one user vector without a name."""
+        return tuple(self.task_columns)
 
     def check(self, table: Table) -> None:
         """Check everything about a query table that its schema tells.
@@ -82,23 +126,30 @@ class QueryReader:
         if table.num_rows == 0:
             raise InputError(f"{name}: has no rows; expected at least one query")
         id_type(table.column_type(self.id_column, "--id-column"), f"{name}: column {self.id_column!r}")
-        where = f"{name}: column {self.embedding_column!r}"
-        _, dim = embedding_type(table.column_type(self.embedding_column, "--embedding-column"), where)
-        if dim is not None and dim != self.model.query_dim:
-            raise InputError(
-                f"{where} has {dim} dimensions, the artifact {self.model.query_dim}; "
-                "use the tower the index was built with, or rebuild the index"
-            )
+        for column in self.embedding_columns:
+            where = f"{name}: column {column!r}"
+            option = "--task-embeddings" if self.task_columns else "--embedding-column"
+            _, dim = embedding_type(table.column_type(column, option), where)
+            if dim is not None and dim != self.model.query_dim:
+                raise InputError(
+                    f"{where} has {dim} dimensions, the artifact {self.model.query_dim}; "
+                    "use the tower the index was built with, or rebuild the index"
+                )
         if self.filter_column:
             kind = table.column_type(self.filter_column, "--filter-column")
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
                 raise InputError(
                     f"{name}: column {self.filter_column!r} is {kind}; --filter-column expects filter texts"
                 )
-        if self.exclude_column:
-            kind = table.column_type(self.exclude_column, "--exclude-column")
+        lists = {"--exclude-column": self.exclude_column, "--candidates-column": self.candidates_column}
+        for option, given in lists.items():
+            kind = table.column_type(given, option) if given else pa.list_(pa.int64())
             if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-                raise InputError(f"{name}: column {self.exclude_column!r} is {kind}; expected a list of item ids")
+                raise InputError(f"{name}: column {given!r} is {kind}; {option} expects a list of item ids")
+        if self.k_column:
+            kind = table.column_type(self.k_column, "--k-column")
+            if not pa.types.is_integer(kind):
+                raise InputError(f"{name}: column {self.k_column!r} is {kind}; --k-column expects whole numbers")
         if self.plan is not None:
             kinds = {name: table.column_type(name, f"${name} in --filter") for name in self.plan.template.placeholders}
             self.plan.check({name: pa.array([], kind) for name, kind in kinds.items()}, [])
@@ -107,9 +158,8 @@ class QueryReader:
         """Read one batch of query rows."""
         bad = BadRows.none(batch.num_rows)
         ids = read_ids(batch.column(self.id_column), bad, self.id_column)
-        dim = self.model.query_dim
-        column = batch.column(self.embedding_column)
-        vectors = read_embeddings(column, dim, np.dtype(np.float32), bad, self.embedding_column)
+        users = self._users(batch, bad)
+        limits = self._limits(batch, bad)
         texts = self._texts(batch)
         bound = self._bound(batch)
         failed = self.plan.check(bound, texts) if self.plan else self.model.planner.check(texts)
@@ -119,14 +169,40 @@ class QueryReader:
             bad.mark(mask, [str(failed[query]) for query in sorted(failed)])
         usable = np.flatnonzero(~bad.bad)
         if len(usable) < batch.num_rows:
-            batch, vectors = batch.take(pa.array(usable)), vectors[usable]
+            batch, users, limits = batch.take(pa.array(usable)), users[usable], limits[usable]
             texts = [texts[query] for query in usable.tolist()]
             bound = self._bound(batch)
         filters: FilterSource = GivenFilters(self.model.planner, texts)
         if self.plan is not None:
             filters = BoundFilters(self.plan, bound, texts)
-        tensor = torch.from_numpy(np.require(vectors, requirements="W"))  # Arrow's memory is read-only
-        return QueryBatch(ids, bad, usable, tensor, filters, self._excluded(batch))
+        tensor = torch.from_numpy(np.require(users, requirements="W"))  # Arrow's memory is read-only
+        candidates, missing = self._candidates(batch)
+        lists = self._excluded(batch)
+        excluded = lists.rows if lists is not None else None
+        requests = Requests(tensor, filters, self.tasks, excluded, candidates, missing)
+        return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None)
+
+    def _users(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
+        """User vectors of each task, float32 [rows, T, D]."""
+        users = np.empty((batch.num_rows, len(self.embedding_columns), self.model.query_dim), np.float32)
+        for place, name in enumerate(self.embedding_columns):
+            read = read_embeddings(batch.column(name), users.shape[2], np.dtype(np.float32), bad, name)
+            if users.shape[1] == 1:
+                return read[:, None]
+            users[:, place] = read
+        return users
+
+    def _limits(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
+        """Results that each row may get, int64 [rows]."""
+        if self.k_column is None:
+            return np.full(batch.num_rows, self.k, np.int64)
+        limits = pc.fill_null(batch.column(self.k_column), self.k).to_numpy(zero_copy_only=False)
+        wrong = (limits < 1) | (limits > self.k)
+        bad.mark(
+            wrong,
+            [f"column {self.k_column!r} is {limit}, outside 1 to --k {self.k}" for limit in limits[wrong].tolist()],
+        )
+        return limits.astype(np.int64)
 
     def _texts(self, batch: pa.RecordBatch) -> list[str | None]:
         if self.filter_column is None:
@@ -140,9 +216,43 @@ class QueryReader:
     def _excluded(self, batch: pa.RecordBatch) -> Excluded | None:
         if self.exclude_column is None:
             return None
-        column = batch.column(self.exclude_column)
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        return excluded_rows(self.model, column.flatten(), lengths)
+        return excluded_rows(self.model, *_lists(batch.column(self.exclude_column)))
+
+    def _candidates(self, batch: pa.RecordBatch) -> tuple[Lines | None, torch.Tensor | None]:
+        if self.candidates_column is None:
+            return None, None
+        rows, missing = distinct_rows(self.model, *_lists(batch.column(self.candidates_column)))
+        return rows, torch.from_numpy(missing)
+
+
+def _lists(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The values of a list column one after another, and the length of each list; null is an empty list."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return column.flatten(), lengths
+
+
+def task_columns(table: Table, given: str | None, embedding_column: str) -> dict[str, str]:
+    """The column of each task's user vectors, by name; empty: the table has one user vector a request.
+
+    Args:
+        table: of the requests.
+        given: `--task-embeddings`: `like=column,share=column`, or None for columns `user_embedding__<task>` where the
+            table has no column `embedding_column`.
+        embedding_column: of the only user vector.
+
+    Raises:
+        InputError: `given` does not have that form.
+    """
+    if given is None:
+        names = [name for name in table.schema.names if name.startswith(TASK_PREFIX)]
+        return {} if embedding_column in table.schema.names else {name[len(TASK_PREFIX) :]: name for name in names}
+    pairs = [part.partition("=") for part in given.split(",") if part.strip()]
+    found = {task.strip(): column.strip() for task, _, column in pairs}
+    if not pairs or len(found) < len(pairs) or not all(found) or not all(found.values()):
+        raise InputError(
+            f"--task-embeddings {given!r}: expected task=column pairs, such as like=like_user,buy=buy_user"
+        )
+    return found
 
 
 def sample_queries(reader: QueryReader, table: Table, num_rows: int, count: int, seed: int) -> QueryBatch:

@@ -21,6 +21,7 @@ from stcli.model.open import open_artifact
 from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
+from stcli.model.scoring import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
@@ -28,7 +29,7 @@ from stcli.pipeline.item_lists import ItemLists
 from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
 from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
-from stcli.pipeline.queries import QueryReader, check_version, sample_queries
+from stcli.pipeline.queries import QueryReader, check_version, sample_queries, task_columns
 from stcli.pipeline.workers import local_workers, ray_workers
 from stcli.storage import atomic
 from stcli.storage.columns import BadRows
@@ -43,7 +44,8 @@ PAPER_PROBES = 24
 """Clusters that the SilverTorch paper probes in production (arXiv 2511.14881, section on evaluation)."""
 
 RESULT_OPTIONS = (
-    "id_column", "embedding_column", "filter_column", "filter", "exclude_column", "columns", "item_columns", "k",
+    "id_column", "embedding_column", "task_embeddings", "combine", "candidates_column", "k_column", "filter_column",
+    "filter", "exclude_column", "columns", "item_columns", "k",
     "probes", "exact", "target_recall", "rescore", "verify", "min_score", "limit", "explode", "explain", "score_dtype",
     "part_rows", "seed",
 )  # fmt: skip
@@ -118,10 +120,13 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
     opened = open_artifact(job.model, device=device, backend=config.backend, placement=placement)
     if placement is None:
         opened.words_bytes = min(opened.words_bytes, limit // 4)
+    table = open_table(job.queries)
     reader = QueryReader(
-        opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column
-    )
-    table = open_table(job.queries, [*reader.columns, *config.columns])
+        opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column,
+        task_columns(table, config.task_embeddings, config.embedding_column), config.candidates_column,
+        config.k_column, config.k,
+    )  # fmt: skip
+    table.check_same([*reader.columns, *config.columns])
     reader.check(table)
     for name in config.columns:
         table.column_type(name, "--columns")
@@ -251,6 +256,8 @@ class Run:
     def _warn_about(self, counts: Counts) -> None:
         if counts.unknown_values:
             self.warnings.append(f"{counts.unknown_values} filter values do not occur in the index and match nothing")
+        if counts.missing:
+            self.warnings.append(f"{counts.missing} candidates are no items of the index")
         if counts.unknown_excluded:
             self.warnings.append(f"{counts.unknown_excluded} excluded ids are no items of the index")
 
@@ -275,6 +282,7 @@ class Run:
             min_score=config.min_score,
             explain=config.explain,
             explode=config.explode,
+            scoring=ScoringOptions(config.combine),
             reject=self._reject,
         )
 
@@ -328,14 +336,15 @@ class Run:
 
     def _calibration(self, given: Calibration | None, writer: ResultsWriter) -> Calibration | None:
         """The calibration given, or the one an interrupted run began with, or a new one on a sample of this run."""
-        if self.config.exact or self.probes is not None:
+        if self.config.exact or self.probes is not None or self.reader.candidates_column is not None:
             return None
         saved = writer.calibration()
         if saved is not None:
             return Calibration.from_json(saved)
         found = given
         if found is None:
-            sample = sample_queries(self.reader, self.table, self.num_rows, CALIBRATION_SAMPLE, self.config.seed)
+            count = max(CALIBRATION_SAMPLE // len(self.reader.embedding_columns), 1)
+            sample = sample_queries(self.reader, self.table, self.num_rows, count, self.config.seed)
             found = calibrate(
                 self.model,
                 sample.vectors,
@@ -343,7 +352,7 @@ class Run:
                 self.config.k,
                 self.config.target_recall,
                 seed=self.config.seed,
-                total=self.num_rows,
+                total=self.num_rows * len(self.reader.embedding_columns),
                 allowed=self.lists.allowed,
             )
         writer.save_calibration(found.to_json())

@@ -79,6 +79,15 @@ class Table:
             raise InputError(f"{self.name}: no column {column!r} ({option}); {nearest(column, self.schema.names)}")
         return self.schema.field(index).type
 
+    def check_same(self, columns: Sequence[str]) -> None:
+        """Check that columns have one type in every file.
+
+        Raises:
+            InputError: the files disagree about a column.
+        """
+        for file in self.files:
+            _check_same_columns(self.schema, file.schema, file.path, columns)
+
     def in_every_file(self, column: str) -> bool:
         """Whether every file has the column, with one type."""
         found = [file.schema.get_field_index(column) for file in self.files]

@@ -24,6 +24,7 @@ from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import best_keys, make_keys, split_keys
 from stcli.ops.map_ids import id_table, map_ids
+from stcli.ops.merge_lists import merge_lists
 from stcli.ops.mol_score import mol_score
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
@@ -204,6 +205,12 @@ def test_cap_groups():
     rows = torch.randint(-1, 50, (5, 40), generator=generator)
     groups = torch.randint(-1, 9, (2, 50), generator=generator, dtype=torch.int32)
     on_both(cap_groups, rows, groups, torch.tensor([2, 5]), 12)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_merge_lists(everywhere):
+    rows = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(n))[:20] for n in range(15)])
+    on_both(merge_lists, rows.view(5, 3, 20), normal(5, 3, 20), everywhere=everywhere)
 
 
 def test_bloom_positions():

@@ -86,12 +86,13 @@ def test_one_row_a_result(kept, tiny, tmp_path):
     wide, long = read(tmp_path / "lists"), read(tmp_path / "rows")
     assert long.column_names == wide.column_names
     assert long.schema.field("item_id").type == pa.int64()
-    expected = [
-        {**row, **{name: row[name][place] for name in ("item_id", "score", "color")}}
-        for row in wide.to_pylist()
-        for place in range(len(row["item_id"]))
-    ]
+    names = ("item_id", "score", "color")
+    expected = []
+    for row in wide.to_pylist():
+        expected += [{**row, **{name: row[name][place] for name in names}} for place in range(len(row["item_id"]))]
+        expected += [{**row, **dict.fromkeys(names)}] if not row["item_id"] else []  # its status is not lost
     assert long.to_pylist() == expected
+    assert [row["item_id"] for row in expected].count(None) == 3
 
 
 def test_explain_says_how_each_query_was_searched(tiny, tmp_path):
