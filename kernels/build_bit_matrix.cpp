@@ -41,15 +41,39 @@ struct LengthCount {
   int64_t length, items;
 };
 
+// The factors of `bloom_rates` in bloom_hash.py, where the formula is.
+std::vector<double> rate_factors(int64_t width, int64_t num_hashes) {
+  const auto rows = static_cast<double>(width);
+  std::vector<double> different(static_cast<size_t>(num_hashes) + 1, 0.0);
+  different[0] = 1.0;
+  for (int64_t hash = 0; hash < num_hashes; ++hash)
+    for (int64_t d = hash + 1; d >= 0; --d) {
+      const double one_less = d ? std::max(1.0 - static_cast<double>(d - 1) / rows, 0.0) * different[d - 1] : 0.0;
+      different[d] = static_cast<double>(d) / rows * different[d] + one_less;
+    }
+  const int64_t most = std::min(num_hashes, width);
+  std::vector<double> factors(static_cast<size_t>(most) + 1, 0.0);
+  for (int64_t d = 0; d <= most; ++d) {
+    double choices = 1.0;  // d over i, with its sign
+    for (int64_t i = 0; i <= d; ++i) {
+      factors[i] += choices * different[d];
+      choices *= -static_cast<double>(d - i) / static_cast<double>(i + 1);
+    }
+  }
+  return factors;
+}
+
 // The mean false-positive rate, as in build_bit_matrix.py: summed in multiples of 2^-40, so that order cannot matter.
 bool fits(const std::vector<LengthCount>& lengths, int64_t width, int64_t num_items, int64_t num_hashes,
           double bloom_fpr) {
+  const std::vector<double> factors = rate_factors(width, num_hashes);
   int64_t sum = 0;
   for (const LengthCount& line : lengths) {
-    const double filled = 1.0 - std::exp(-static_cast<double>(num_hashes * line.length) / static_cast<double>(width));
-    double rate = filled;
-    for (int64_t i = 1; i < num_hashes; ++i) rate *= filled;
-    sum += line.items * static_cast<int64_t>(std::nearbyint(rate * kFixedPoint));
+    const auto throws = static_cast<double>(num_hashes * line.length);
+    double rate = 0.0;
+    for (size_t i = 0; i < factors.size(); ++i)
+      rate += factors[i] * std::pow(1.0 - static_cast<double>(i) / static_cast<double>(width), throws);
+    sum += line.items * static_cast<int64_t>(std::nearbyint(std::clamp(rate, 0.0, 1.0) * kFixedPoint));
   }
   return static_cast<double>(sum) <= bloom_fpr * static_cast<double>(num_items) * kFixedPoint;
 }

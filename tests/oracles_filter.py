@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
 from collections import Counter
 
@@ -25,16 +27,29 @@ def bloom_rows(term, block, width, num_hashes):
     return rows
 
 
+@functools.cache
+def bloom_rate(terms, width, num_hashes):
+    """Probability that `num_hashes` random rows of `width` are among those that so many terms set, one by one."""
+    filled = np.zeros(width + 1)  # probability that so many rows are set
+    filled[0] = 1
+    rows = np.arange(width + 1)
+    for _ in range(num_hashes * terms):
+        fresh = filled * (width - rows) / width
+        filled *= rows / width
+        filled[1:] += fresh[:-1]
+    return math.fsum(filled * (rows / width) ** num_hashes)
+
+
 def block_width(counts, num_hashes, bloom_fpr):
-    """Smallest width that keeps the mean false-positive rate, by trying one width after the other."""
+    """Smallest width that keeps the mean false-positive rate."""
     if not any(counts):
         return 0
-    width = num_hashes
-    while math.fsum(
-        n * (1 - math.exp(-num_hashes * t / width)) ** num_hashes for t, n in Counter(counts).items()
-    ) > bloom_fpr * len(counts):
-        width += 1
-    return width
+
+    def fits(width):
+        rates = (n * bloom_rate(t, width, num_hashes) for t, n in Counter(counts).items())
+        return math.fsum(rates) <= bloom_fpr * len(counts)
+
+    return num_hashes + bisect.bisect_left(range(num_hashes, 1 << 16), True, key=fits)
 
 
 def bit_matrix(items, plan):

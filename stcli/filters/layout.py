@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from stcli.errors import InputError
 from stcli.filters.vocabulary import Feature, Vocabulary
+from stcli.ops.bloom_hash import bloom_rates
 from stcli.types import MatrixPlan
 
 NUM_HASHES = 7
@@ -175,10 +177,10 @@ def _share_budget(
         on_bloom[feature.first_term : feature.end_term] = feature.multi
     order = np.argsort(-vocabulary.counts, kind="stable")
     frequency = vocabulary.counts[order] / max(num_items, 1)
-    a_term = num_hashes / -np.log(1 - bloom_fpr ** (1 / num_hashes))  # Bloom bits of a term of an item (Bloom 1970)
     tail = np.where(on_bloom, vocabulary.counts, 0)[order] / max(num_items, 1)
     tail_left = np.concatenate(([tail.sum()], tail.sum() - np.cumsum(tail)))
-    bits = (fixed + np.arange(len(order) + 1) + a_term * tail_left.clip(0))[: limit + 1]
+    tail_left = tail_left.clip(0)
+    bits = (fixed + np.arange(len(order) + 1) + _bloom_rows(tail_left, bloom_fpr, num_hashes))[: limit + 1]
     smallest = int(bits.argmin())
     useful = int((frequency >= LEAST_OWN_FREQUENCY).sum())
     fitting = np.flatnonzero(bits[: max(useful, smallest) + 1] <= budget)
@@ -190,7 +192,39 @@ def _share_budget(
                 f"--filter-bytes {budget / 8:g}: the features need at least "
                 f"{int(np.ceil((fixed + chosen + tail_left[chosen]) / 8))} bytes an item; give more, or fewer columns"
             )
-        bloom_fpr = float((1 - np.exp(-num_hashes / room)) ** num_hashes)
+        bloom_fpr = _mean_rate(tail_left[chosen], int(budget - fixed - chosen), num_hashes)
     frequent = np.zeros(vocabulary.num_terms, bool)
     frequent[order[:chosen]] = True
     return frequent, bloom_fpr
+
+
+def _bloom_rows(mean_terms: np.ndarray, bloom_fpr: float, num_hashes: int) -> np.ndarray:
+    """Bloom rows that keep the rate where items have so many Bloom terms on average, float64, the shape given.
+
+    How the terms spread over the items is not known here; as by chance, it is taken to be (Poisson).
+    """
+    most = float(mean_terms.max(initial=0.0))
+    if most == 0:
+        return np.zeros_like(mean_terms)
+    known = np.geomspace(min(most, 1e-3), most, 32 if most > 1e-3 else 1)
+    rows = [num_hashes]
+    for mean in known:
+        rows.append(_rows_for(float(mean), bloom_fpr, num_hashes, rows[-1]))
+    return np.where(mean_terms > 0, np.interp(mean_terms, known, rows[1:]), 0.0)
+
+
+def _rows_for(mean_terms: float, bloom_fpr: float, num_hashes: int, least: int) -> int:
+    end = least
+    while _mean_rate(mean_terms, end, num_hashes) > bloom_fpr:
+        end *= 2
+    return least + bisect.bisect_left(
+        range(least, end), True, key=lambda width: _mean_rate(mean_terms, width, num_hashes) <= bloom_fpr
+    )
+
+
+def _mean_rate(mean_terms: float, width: int, num_hashes: int) -> float:
+    """False-positive rate of Bloom rows where items have a Poisson number of Bloom terms."""
+    lengths = np.arange(int(mean_terms + 10 * np.sqrt(mean_terms) + 10))
+    logs = np.concatenate(([0.0], np.cumsum(np.log(lengths[1:]))))
+    share = np.exp(lengths * np.log(mean_terms) - mean_terms - logs)
+    return float(share @ bloom_rates(torch.from_numpy(lengths), width, num_hashes).numpy())

@@ -6,6 +6,8 @@ does not do so in the next: no term is wrong across the whole corpus.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 # The 64-bit constants as the int64 with the same bits; int64 products wrap as uint64 ones do.
@@ -39,6 +41,40 @@ def bloom_positions(terms: torch.Tensor, blocks: torch.Tensor, widths: torch.Ten
         rows.append((_shift(x, 32) * widths) >> 32)
         x = x * _STEP
     return torch.stack(rows, -1)
+
+
+def bloom_rates(lengths: torch.Tensor, width: int, num_hashes: int) -> torch.Tensor:
+    """Give the share of terms that the Bloom rows of an item admit though it does not have them.
+
+    The k rows of a term are d different ones of w with probability `S(k, d) w! / (w - d)! / w^k` (S: Stirling numbers
+    of the second kind), and by inclusion and exclusion t terms set all d of them with probability `sum over i of
+    (-1)^i C(d, i) (1 - i / w)^(k t)`. The usual `(1 - exp(-k t / w))^k` is the limit of many rows: with
+    k = 7, w = 23 and two terms it gives 0.41 % instead of 0.60 %.
+
+    Args:
+        lengths: int64, any shape: t, Bloom terms of an item.
+        width: w, Bloom rows, 1 or more.
+        num_hashes: k, rows of a term.
+
+    Returns:
+        float64, the shape of `lengths`, each in 0 … 1.
+    """
+    throws = (num_hashes * lengths).double()
+    rates = torch.zeros_like(throws)
+    for i, factor in enumerate(_factors(width, num_hashes)):
+        rates += factor * (1 - i / width) ** throws
+    return rates.clamp(0, 1)
+
+
+def _factors(width: int, num_hashes: int) -> list[float]:
+    """What `(1 - i / width) ** (num_hashes * t)` counts in `bloom_rates`, for each i up to the last i <= width."""
+    different = [1.0]  # probability that the rows so far are d different ones
+    for _ in range(num_hashes):
+        same = [d / width * p for d, p in enumerate(different)]
+        new = [max(1 - d / width, 0.0) * p for d, p in enumerate(different)]
+        different = [x + y for x, y in zip([*same, 0.0], [0.0, *new], strict=True)]
+    most = min(num_hashes, width)
+    return [(-1) ** i * sum(math.comb(d, i) * different[d] for d in range(i, most + 1)) for i in range(most + 1)]
 
 
 def _shift(x: torch.Tensor, count: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 
 from stcli.errors import TensorError
 from stcli.ops import dispatch, native
-from stcli.ops.bloom_hash import bloom_positions
+from stcli.ops.bloom_hash import bloom_positions, bloom_rates
 from stcli.ops.checks import Shapes
 from stcli.ops.segments import lower_bound
 from stcli.types import BLOCK_ROWS, BLOCK_WORDS, BitMatrix, MatrixPlan, Postings
@@ -20,10 +20,10 @@ FIXED_POINT = float(1 << 40)
 def build_bit_matrix(terms: Postings, plan: MatrixPlan, *, backend: str = "auto") -> BitMatrix:
     """Build the bit matrix that `filter_match` reads.
 
-    The Bloom rows of a block are as few as keep the mean false-positive rate of its items, each with t Bloom terms,
-    `(1 - exp(-num_hashes * t / width)) ** num_hashes`, at or below `plan.bloom_fpr`; never fewer than `num_hashes`,
-    and none where no item has a Bloom term. An item with `num_hashes * t > 4 * width` has its whole column set: still
-    a superset, and cheaper than to widen the block for it.
+    The Bloom rows of a block are as few as keep the mean false-positive rate of its items (`bloom_rates`) at or below
+    `plan.bloom_fpr`; never fewer than `num_hashes`, and none where no item has a Bloom term. An item with
+    `num_hashes * t > 4 * width` for its t Bloom terms has its whole column set: still a superset, and cheaper than to
+    widen the block for it.
 
     Example: items with the terms {0}, {0, 1}, {} and own_row = [0, -1], bloom = [False, False]: own row 0 is 0b011.
 
@@ -140,11 +140,8 @@ def _width(counts: torch.Tensor, plan: MatrixPlan) -> int:
         return 0
 
     def fits(width: int) -> bool:
-        filled = 1 - torch.exp(-(plan.num_hashes * lengths).double() / width)
-        rate = filled.clone()
-        for _ in range(plan.num_hashes - 1):
-            rate *= filled
-        return int((items * torch.round(rate * FIXED_POINT).long()).sum()) <= plan.bloom_fpr * len(counts) * FIXED_POINT
+        rates = torch.round(bloom_rates(lengths, width, plan.num_hashes) * FIXED_POINT).long()
+        return int((items * rates).sum()) <= plan.bloom_fpr * len(counts) * FIXED_POINT
 
     return plan.num_hashes + bisect.bisect_left(range(plan.num_hashes, 1 << 31), True, key=fits)
 
