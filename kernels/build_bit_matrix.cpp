@@ -75,7 +75,7 @@ bool fits(const std::vector<LengthCount>& lengths, int64_t width, int64_t num_it
       rate += factors[i] * std::pow(1.0 - static_cast<double>(i) / static_cast<double>(width), throws);
     sum += line.items * static_cast<int64_t>(std::nearbyint(std::clamp(rate, 0.0, 1.0) * kFixedPoint));
   }
-  return static_cast<double>(sum) <= bloom_fpr * static_cast<double>(num_items) * kFixedPoint;
+  return static_cast<double>(sum) <= (bloom_fpr * kFixedPoint + 1.0) * static_cast<double>(num_items);
 }
 
 int64_t block_width(const std::vector<LengthCount>& lengths, int64_t num_items, int64_t num_hashes, double bloom_fpr) {

@@ -47,7 +47,7 @@ def block_width(counts, num_hashes, bloom_fpr):
 
     def fits(width):
         rates = (n * bloom_rate(t, width, num_hashes) for t, n in Counter(counts).items())
-        return math.fsum(rates) <= bloom_fpr * len(counts)
+        return math.fsum(rates) <= (bloom_fpr + 1e-12) * len(counts)
 
     return num_hashes + bisect.bisect_left(range(num_hashes, 1 << 16), True, key=fits)
 

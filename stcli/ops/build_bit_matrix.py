@@ -141,7 +141,8 @@ def _width(counts: torch.Tensor, plan: MatrixPlan) -> int:
 
     def fits(width: int) -> bool:
         rates = torch.round(bloom_rates(lengths, width, plan.num_hashes) * FIXED_POINT).long()
-        return int((items * rates).sum()) <= plan.bloom_fpr * len(counts) * FIXED_POINT
+        # One unit an item more, for rates that are exactly the one asked for but for rounding.
+        return int((items * rates).sum()) <= (plan.bloom_fpr * FIXED_POINT + 1) * len(counts)
 
     return plan.num_hashes + bisect.bisect_left(range(plan.num_hashes, 1 << 31), True, key=fits)
 
