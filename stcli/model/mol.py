@@ -11,7 +11,7 @@ from torch.nn import functional
 from stcli.model.layers import Weights
 from stcli.model.overarch_config import MolConfig
 from stcli.ops.mol_score import mol_score
-from stcli.ops.tiles import in_tiles
+from stcli.ops.tiles import TILE_QUERIES, in_tiles
 from stcli.types import MolCross, MolItems, MolQueries
 
 MIN_NORM = 1e-6
@@ -105,10 +105,10 @@ class Mol(nn.Module):
     def queries(self, users: torch.Tensor, task: str) -> MolQueries:
         """The query side for users float32 [B, D]."""
         prefix = f"tasks.{task}.query"
-        components = in_tiles(lambda tile: self._components(tile, prefix), users)
+        components = in_tiles(lambda tile: self._components(tile, prefix), users, TILE_QUERIES)
         if "query" not in self.config.gates:
             return MolQueries(components, None)
-        gates = in_tiles(lambda tile: _gate(self.weights, f"{prefix}.gate", tile), users)
+        gates = in_tiles(lambda tile: _gate(self.weights, f"{prefix}.gate", tile), users, TILE_QUERIES)
         return MolQueries(components, gates[:, self.get_buffer("order")].contiguous())
 
     def _components(self, users: torch.Tensor, prefix: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from stcli.model.layers import Weights
 from stcli.model.mol import item_components, item_gates
 from stcli.model.overarch import OverArch, load_overarch
 from stcli.model.overarch_config import parse_overarch
-from stcli.ops.tiles import TILE_ROWS, in_tiles, linear
+from stcli.ops.tiles import TILE_QUERIES, TILE_ROWS, in_tiles, linear
 from tests import oracles_overarch as oracle
 
 NUM_ITEMS = 40
@@ -154,10 +154,10 @@ def test_dot_and_nothing_are_no_overarch():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, TILE_ROWS - 1))
-def test_a_row_does_not_depend_on_its_place_in_the_tile(inputs, outputs, shift):
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, TILE_ROWS - 1), st.sampled_from([TILE_ROWS, TILE_QUERIES]))
+def test_a_row_does_not_depend_on_its_place_in_the_tile(inputs, outputs, shift, size):
     generator = torch.Generator().manual_seed(inputs)
-    rows, weight = (torch.randn(size, inputs, generator=generator) for size in (TILE_ROWS, outputs))
+    rows, weight = (torch.randn(count, inputs, generator=generator) for count in (size, outputs))
     found = linear(rows, weight, weight[:, 0])
     torch.testing.assert_close(found.double(), rows.double() @ weight.double().T + weight[:, 0], rtol=0, atol=1e-3)
     assert torch.equal(linear(rows.roll(shift, 0), weight, weight[:, 0]), found.roll(shift, 0))
