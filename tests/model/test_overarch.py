@@ -154,7 +154,9 @@ def test_dot_and_nothing_are_no_overarch():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, TILE_ROWS - 1), st.sampled_from([TILE_ROWS, TILE_QUERIES]))
+@given(
+    st.integers(1, 200), st.integers(1, 40), st.integers(1, TILE_ROWS - 1), st.sampled_from([TILE_ROWS, TILE_QUERIES])
+)
 def test_a_row_does_not_depend_on_its_place_in_the_tile(inputs, outputs, shift, size):
     generator = torch.Generator().manual_seed(inputs)
     rows, weight = (torch.randn(count, inputs, generator=generator) for count in (size, outputs))
