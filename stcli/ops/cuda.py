@@ -137,7 +137,7 @@ def launch(
             raise DeviceError(
                 f"{kernel}: contiguous tensors on one device expected, got {tensor.stride()} on {tensor.device}"
             )
-    launcher = _stand_in or _cupy_launcher()
+    launcher = _stand_in or real_launcher()
     launcher.launch(kernel_folder() / source, kernel, grid, threads, shared_bytes, arguments)
 
 
@@ -180,7 +180,12 @@ def flat_source(path: Path) -> str:
 
 
 @functools.cache
-def _cupy_launcher() -> _CupyLauncher:
+def real_launcher() -> Launcher:
+    """The launcher that goes through CuPy.
+
+    Raises:
+        DeviceError: CuPy or NVRTC is not there.
+    """
     missing = _why_missing()
     if missing:
         raise DeviceError(f"backend 'cuda' cannot run: {missing}; or use --backend torch")

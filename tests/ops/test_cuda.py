@@ -16,10 +16,10 @@ from stcli.types import Embeddings
 
 @pytest.fixture(autouse=True)
 def forget():
-    for cached in (cuda._why_missing, cuda._cupy_launcher, cuda._too_old):
+    for cached in (cuda._why_missing, cuda.real_launcher, cuda._too_old):
         cached.cache_clear()
     yield
-    for cached in (cuda._why_missing, cuda._cupy_launcher, cuda._too_old):
+    for cached in (cuda._why_missing, cuda.real_launcher, cuda._too_old):
         cached.cache_clear()
 
 

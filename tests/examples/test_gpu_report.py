@@ -1,0 +1,61 @@
+"""The GPU report runs from end to end on a CPU at toy size, so that a GPU is not spent on a trivial mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_bench.record import Record
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "gpu_report.py"
+
+
+def report(folder, *options):
+    command = [sys.executable, str(SCRIPT), "--out", str(folder), "--device", "cpu", "--size", "toy", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr, done.stderr
+    return json.loads((folder / "report.json").read_text()), done.stdout
+
+
+def test_all_stages(tmp_path):
+    data, _ = report(tmp_path)
+    assert data["skipped"] == []
+    stages = {row["stage"] for row in data["rows"]}
+    assert stages == {"ceilings", "operations", "search", "ablations", "large"}
+    exact = [row for row in data["rows"] if row["stage"] == "search" and row["name"].endswith("exact")]
+    assert len(exact) == 2 * 2 * 2
+    assert all(row["recall"] > 0.99 for row in exact)
+    assert "none of these figures says anything about a GPU" in data["machine"]["device"]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<table>") == 6
+
+
+def test_no_time_left(tmp_path):
+    data, out = report(tmp_path, "--seconds", "0")
+    assert data["rows"] == []
+    assert len(data["skipped"]) == 4
+    assert "left out: ceilings" in out
+
+
+def test_a_stage_that_fails_costs_only_itself(tmp_path, capsys):
+    record = Record(tmp_path, torch.device("cpu"), 100)
+    with record.stage("first", 1):
+        raise ValueError("no such kernel")
+    with record.stage("second", 1) as more:
+        assert more()
+        record.add("second", "copy", ms=1.0)
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["skipped"] == ["first: failed with ValueError('no such kernel')"]
+    assert data["rows"] == [{"stage": "second", "name": "copy", "ms": 1.0}]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_without_a_gpu_it_says_so(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--out", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("torch finds no usable GPU; on another machine try --device cpu --size toy")
