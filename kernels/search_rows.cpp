@@ -1,7 +1,7 @@
 // search_rows: every admitted row, whatever its cluster. With many queries the nearest clusters are searched first; the
 // worst score found there lets the search of all rows leave out most tiles (prune.h).
 //   in   arguments (arguments.h)
-//   out  rows i64 [B, k0]   scores f32 [B, k0]
+//   out  rows i64 [B, k0]   scores f32 [B, k0]; returns 0, or 1 if memory ran out
 #include <algorithm>
 #include <vector>
 
@@ -35,14 +35,20 @@ void search_nearest(const SearchArguments& all) {
 }  // namespace
 }  // namespace stcli
 
-extern "C" void stcli_search_rows(const stcli::SearchArguments* arguments) {
+extern "C" int stcli_search_rows(const stcli::SearchArguments* arguments) try {
   using namespace stcli;
   const SearchArguments& all = *arguments;
   int64_t unfiltered = 0;
   for (int64_t query = 0; query < all.num_queries; ++query) unfiltered += !has_filter(all, query);
   // Clusters smaller than a tile do not pay either.
-  if (unfiltered < MIN_QUERIES || all.num_rows < all.num_clusters * TILE_ROWS) return scan_all(all, nullptr);
+  if (unfiltered < MIN_QUERIES || all.num_rows < all.num_clusters * TILE_ROWS) {
+    scan_all(all, nullptr);
+    return 0;
+  }
   search_nearest(all);
   const Prune prune(all);
   scan_all(all, &prune);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -65,8 +65,10 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidat
         num_threads=native.num_threads(),
         **{name: tensor.data_ptr() for name, tensor in contiguous.items()},
     )
-    getattr(library, f"stcli_{function}")(
+    failed = getattr(library, f"stcli_{function}")(
         ctypes.byref(arguments),
         *(native.pointer(item) if isinstance(item, torch.Tensor) else ctypes.c_int64(item) for item in kept),
     )
+    if failed:
+        raise MemoryError(f"{function}: out of memory")
     return Candidates(rows, scores)

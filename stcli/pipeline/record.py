@@ -18,6 +18,7 @@ from stcli.model.planner import Calibration, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
 from stcli.ops import native
+from stcli.pipeline.clock import PLANNING
 from stcli.pipeline.machine import describe_machine, versions
 from stcli.pipeline.metrics import (
     Quality,
@@ -41,6 +42,9 @@ BUSY_CORES = 0.3
 
 HALF_ROUNDING = 2.0**-11
 """Relative rounding of a number stored as float16."""
+
+FILTER_STAGES = (PLANNING, "filter_match", "count_bits", "verify_terms")
+"""Operations that only filters need."""
 
 ARTIFACT_KEYS = (
     "fingerprint", "num_items", "dim", "embedding_dim", "embedding_dtype", "num_clusters", "cluster_sizes", "metric",
@@ -222,6 +226,7 @@ def _filter(found: Measurements, truth: Truth, filtered: np.ndarray) -> dict[str
         "eligible_share": _quartiles(eligible / found.model.num_items),
         "false_positive_rate": {"mean": float(rate.mean()), "largest": float(rate.max())} if len(rate) else None,
         "hidden": found.hidden,
+        "us_per_query": 1e6 * sum(found.stages.get(name, 0.0) for name in FILTER_STAGES) / len(found.sample.filters),
     }
 
 

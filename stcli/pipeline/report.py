@@ -198,7 +198,10 @@ def _stages(report: Mapping[str, Any]) -> str:
     sized = {name: f"{show.in_bytes(size)} · {size / items:,.1f} B an item" for name, size in sizes.items()}
     rate = report["filter"]["false_positive_rate"]
     note = (
-        f"The bit matrix lets through {show.percent(rate['mean'])} of the items that are not eligible." if rate else ""
+        f"The bit matrix lets through {show.percent(rate['mean'])} of the items that are not eligible. "
+        f"All filter work takes {report['filter']['us_per_query']:,.1f} µs a query."
+        if rate
+        else ""
     )
     return (
         page.bars(stages, shown)

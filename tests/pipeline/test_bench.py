@@ -90,6 +90,8 @@ def test_latency_stages_memory_and_sizes(made):
         assert 0 < line["ms"]["p50"] <= line["ms"]["p95"] <= line["ms"]["p99"]
     assert report["latency"][2]["batches"] >= 4  # two repetitions of 60 queries in batches of 25, of which two are full
     assert {"plan filters", "filter_match", "quantize_rows", "rescore", "everything else"} <= set(report["stages_s"])
+    work = sum(report["stages_s"][name] for name in ("plan filters", "filter_match", "count_bits"))
+    assert 60 * report["filter"]["us_per_query"] >= 0.99e6 * work > 0
     assert report["memory_bytes"]["peak_private"] >= report["memory_bytes"]["before"]
     sizes = report["index_bytes"]
     assert sizes["total"] == sum(size for name, size in sizes.items() if name != "total")
