@@ -23,7 +23,8 @@ __device__ __forceinline__ void copy_commit() {
 #endif
 }
 
-// Waits until at most `NEWEST` groups of this thread are still on their way. Other threads see the data after a barrier.
+// Waits until at most `NEWEST` groups of this thread are still on their way. Other threads see the data after a
+// barrier.
 template <int NEWEST>
 __device__ __forceinline__ void copy_wait() {
 #ifdef STCLI_EMULATION

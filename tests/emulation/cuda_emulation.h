@@ -77,7 +77,8 @@ constexpr size_t STACK_BYTES = 256 << 10;
 
 #ifdef STCLI_EMULATION_SWITCH
 using Context = void*;
-// Without the system calls of ucontext, 20 times as fast. Keeps the registers that a call preserves on the stack of the one that stops, and takes those of the other.
+// Without the system calls of ucontext, 20 times as fast. Keeps the registers that a call preserves on the stack of
+// the one that stops, and takes those of the other.
 __attribute__((naked, noinline)) static void switch_context(Context*, Context) {
   asm volatile(
       "pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
@@ -150,8 +151,8 @@ static uint64_t draw() {
 }
 
 static std::string where() {
-  return "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
-         ")";
+  return "block (" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " +
+         std::to_string(blockIdx.z) + ")";
 }
 
 static void stop_running() {
@@ -187,7 +188,8 @@ static int barrier(int line, int vote, int what) {
     joined[0] = count = 0;
     joined[1] = 1;
     for (int t = 0; t < num_threads; ++t) {
-      if (fibers[t].line != line) fail("barriers at lines " + std::to_string(fibers[t].line) + " and " + std::to_string(line) + " met");
+      if (fibers[t].line != line)
+        fail("barriers at lines " + std::to_string(fibers[t].line) + " and " + std::to_string(line) + " met");
       joined[0] |= fibers[t].vote;
       joined[1] &= fibers[t].vote;
       count += fibers[t].vote;
@@ -203,7 +205,9 @@ static int barrier(int line, int vote, int what) {
 template <class Data>
 void collective(Kind kind, int line, unsigned mask, Data& data, void (*compute)(Data* (&)[32], unsigned)) {
   const int lane = current % 32, first = current - lane;
-  if (!(mask >> lane & 1)) fail(std::string(KIND_NAMES[kind]) + " at line " + std::to_string(line) + " with a mask that lacks the lane itself");
+  if (!(mask >> lane & 1))
+    fail(std::string(KIND_NAMES[kind]) + " at line " + std::to_string(line) +
+         " with a mask that lacks the lane itself");
   Fiber& self = fibers[current];
   self.kind = kind;
   self.line = line;
@@ -216,11 +220,15 @@ void collective(Kind kind, int line, unsigned mask, Data& data, void (*compute)(
     if (!(mask >> l & 1)) continue;
     if (first + l >= num_threads) fail(std::string(KIND_NAMES[kind]) + " with lanes that the block does not have");
     const Fiber& other = fibers[first + l];
-    if (other.state == IN_WARP && (other.kind != kind || other.line != line || other.mask != mask) && (other.mask >> lane & 1)) {
-      fail("lanes " + std::to_string(lane) + " and " + std::to_string(l) + " wait for each other, one at " + KIND_NAMES[kind] +
-           " of line " + std::to_string(line) + ", one at " + KIND_NAMES[other.kind] + " of line " + std::to_string(other.line));
+    if (other.state == IN_WARP && (other.kind != kind || other.line != line || other.mask != mask) &&
+        (other.mask >> lane & 1)) {
+      fail("lanes " + std::to_string(lane) + " and " + std::to_string(l) + " wait for each other, one at " +
+           KIND_NAMES[kind] + " of line " + std::to_string(line) + ", one at " + KIND_NAMES[other.kind] + " of line " +
+           std::to_string(other.line));
     }
-    if (other.state == DONE) fail(std::string(KIND_NAMES[kind]) + " at line " + std::to_string(line) + " names lane " + std::to_string(l) + ", which has finished");
+    if (other.state == DONE)
+      fail(std::string(KIND_NAMES[kind]) + " at line " + std::to_string(line) + " names lane " + std::to_string(l) +
+           ", which has finished");
     whole = whole && other.state == IN_WARP && other.kind == kind && other.line == line && other.mask == mask;
     lanes[l] = static_cast<Data*>(other.data);
   }
@@ -233,7 +241,7 @@ void collective(Kind kind, int line, unsigned mask, Data& data, void (*compute)(
   stop_running();
 }
 
-// ---- collectives of a warp -----------------------------------------------------------------------------------------
+// ---- collectives of a warp ----------------------------------------------------------------------------------------
 
 template <class T>
 struct Exchange {
@@ -248,7 +256,8 @@ T shuffle(int line, unsigned mask, T value, int source) {
   collective<Exchange<T>>(SHUFFLE, line, mask, mine, [](Exchange<T>*(&lanes)[32], unsigned) {
     for (auto* lane : lanes) {
       if (lane && lane->source >= 0) {
-        if (!lanes[lane->source]) fail("a shuffle reads lane " + std::to_string(lane->source) + ", which is not in its mask");
+        if (!lanes[lane->source])
+          fail("a shuffle reads lane " + std::to_string(lane->source) + ", which is not in its mask");
         lane->result = lanes[lane->source]->value;
       }
     }
@@ -321,19 +330,31 @@ T reduce(int line, unsigned mask, T value, Join) {
   return mine.result;
 }
 struct Add {
-  template <class T> static T join(T a, T b) { return a + b; }
+  template <class T>
+  static T join(T a, T b) {
+    return a + b;
+  }
 };
 struct Max {
-  template <class T> static T join(T a, T b) { return std::max(a, b); }
+  template <class T>
+  static T join(T a, T b) {
+    return std::max(a, b);
+  }
 };
 struct Min {
-  template <class T> static T join(T a, T b) { return std::min(a, b); }
+  template <class T>
+  static T join(T a, T b) {
+    return std::min(a, b);
+  }
 };
 struct Or {
-  template <class T> static T join(T a, T b) { return a | b; }
+  template <class T>
+  static T join(T a, T b) {
+    return a | b;
+  }
 };
 
-// ---- matrix fragments, in the layout of the PTX manual ---------------------------------------------------------------
+// ---- matrix fragments, in the layout of the PTX manual ------------------------------------------------------------
 
 struct Fragments {
   int* d;
@@ -376,12 +397,13 @@ static void load_matrix_x4(int line, unsigned (&to)[4], const void* from) {
   MatrixRow mine{to, from};
   collective<MatrixRow>(LOAD_MATRIX, line, ~0u, mine, [](MatrixRow*(&lanes)[32], unsigned) {
     for (int l = 0; l < 32; ++l) {
-      for (int i = 0; i < 4; ++i) memcpy(&lanes[l]->to[i], static_cast<const char*>(lanes[8 * i + l / 4]->from) + l % 4 * 4, 4);
+      for (int i = 0; i < 4; ++i)
+        memcpy(&lanes[l]->to[i], static_cast<const char*>(lanes[8 * i + l / 4]->from) + l % 4 * 4, 4);
     }
   });
 }
 
-// ---- asynchronous copies ---------------------------------------------------------------------------------------------
+// ---- asynchronous copies ------------------------------------------------------------------------------------------
 
 static void do_copy(const Copy& copy) {
   char data[16] = {};
@@ -391,7 +413,8 @@ static void do_copy(const Copy& copy) {
 
 // Copies `given` bytes and fills up with zeros.
 static void copy_async(void* to, const void* from, size_t bytes, size_t given) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) fail("an asynchronous copy is not aligned to its size");
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("an asynchronous copy is not aligned to its size");
   const Copy copy{to, from, bytes, given};
   if (draw() & 1) {
     do_copy(copy);
@@ -411,7 +434,7 @@ static void copy_wait(size_t newest) {
   }
 }
 
-// ---- running a grid ----------------------------------------------------------------------------------------------------
+// ---- running a grid -----------------------------------------------------------------------------------------------
 
 static void enter() {
   threadIdx = fibers[current].index;
@@ -429,7 +452,8 @@ static std::string stuck() {
     if (fibers[t].state == AT_BARRIER || fibers[t].state == IN_WARP) line = fibers[t].line;
   }
   return where() + ": deadlock, " + std::to_string(at_barrier) + " threads at a barrier, " + std::to_string(in_warp) +
-         " in a collective of their warp, " + std::to_string(num_done) + " finished; one waits at line " + std::to_string(line);
+         " in a collective of their warp, " + std::to_string(num_done) + " finished; one waits at line " +
+         std::to_string(line);
 }
 
 static void run_block(size_t shared_bytes) {
@@ -458,24 +482,29 @@ static void run_block(size_t shared_bytes) {
   ASAN_UNPOISON_MEMORY_REGION(shared_memory, sizeof shared_memory);
   const size_t guarded = std::min(shared_bytes + 4096, sizeof shared_memory);
   for (size_t i = shared_bytes; i < guarded && error.empty(); ++i) {
-    if (shared_memory[i] != 0xCD) error = where() + ": wrote past the " + std::to_string(shared_bytes) + " bytes of shared memory";
+    if (shared_memory[i] != 0xCD)
+      error = where() + ": wrote past the " + std::to_string(shared_bytes) + " bytes of shared memory";
   }
 }
 
 // Runs all blocks in an order drawn from the seed; returns what went wrong, or null.
-static const char* launch(void (*kernel)(void**), void** arguments, const long long* shape, long long shared_bytes, uint64_t seed) {
+static const char* launch(void (*kernel)(void**), void** arguments, const long long* shape, long long shared_bytes,
+                          uint64_t seed) {
   error.clear();
   gridDim = {static_cast<unsigned>(shape[0]), static_cast<unsigned>(shape[1]), static_cast<unsigned>(shape[2])};
   blockDim = {static_cast<unsigned>(shape[3]), static_cast<unsigned>(shape[4]), static_cast<unsigned>(shape[5])};
   num_threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
   random_state = seed * 0x9E3779B97F4A7C15ull + 0x2545F4914F6CDD1Dull;
   if (num_threads < 1 || num_threads > 1024) return "a block has 1 to 1,024 threads";
-  if (shape[0] < 1 || shape[1] < 1 || shape[2] < 1 || shape[0] > 0x7FFFFFFF || shape[1] > 65535 || shape[2] > 65535) return "the grid is empty or too large";
-  if (shared_bytes < 0 || shared_bytes > static_cast<long long>(sizeof shared_memory)) return "more shared memory than a block has";
+  if (shape[0] < 1 || shape[1] < 1 || shape[2] < 1 || shape[0] > 0x7FFFFFFF || shape[1] > 65535 || shape[2] > 65535)
+    return "the grid is empty or too large";
+  if (shared_bytes < 0 || shared_bytes > static_cast<long long>(sizeof shared_memory))
+    return "more shared memory than a block has";
   if (fibers.size() < static_cast<size_t>(num_threads)) fibers.resize(static_cast<size_t>(num_threads));
   for (Fiber& fiber : fibers) {
     if (fiber.stack) continue;
-    fiber.stack = static_cast<char*>(mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    fiber.stack = static_cast<char*>(
+        mmap(nullptr, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   }
   run_kernel = kernel;
   kernel_arguments = arguments;
@@ -485,7 +514,8 @@ static const char* launch(void (*kernel)(void**), void** arguments, const long l
     std::swap(blocks[i], blocks[draw() % (i + 1)]);
   }
   for (const long long block : blocks) {
-    blockIdx = {static_cast<unsigned>(block % shape[0]), static_cast<unsigned>(block / shape[0] % shape[1]), static_cast<unsigned>(block / shape[0] / shape[1])};
+    blockIdx = {static_cast<unsigned>(block % shape[0]), static_cast<unsigned>(block / shape[0] % shape[1]),
+                static_cast<unsigned>(block / shape[0] / shape[1])};
     run_block(static_cast<size_t>(shared_bytes));
     if (!error.empty()) return error.c_str();
   }
@@ -494,8 +524,10 @@ static const char* launch(void (*kernel)(void**), void** arguments, const long l
 
 template <class... Arguments, size_t... Places>
 void call(void (*kernel)(Arguments...), void** slots, std::index_sequence<Places...>) {
-  static_assert(((std::is_pointer_v<Arguments> || std::is_same_v<Arguments, long long> || std::is_same_v<Arguments, float>) && ...),
-                "a kernel takes pointers, long long and float");
+  static_assert(
+      ((std::is_pointer_v<Arguments> || std::is_same_v<Arguments, long long> || std::is_same_v<Arguments, float>) &&
+       ...),
+      "a kernel takes pointers, long long and float");
   kernel(*static_cast<Arguments*>(slots[Places])...);
 }
 template <class... Arguments>
@@ -521,7 +553,7 @@ T atomic(T* address, Change change) {
 
 }  // namespace emulation
 
-// ---- the names that kernels use ------------------------------------------------------------------------------------------
+// ---- the names that kernels use -----------------------------------------------------------------------------------
 
 #define __syncthreads() ((void)emulation::barrier(__LINE__, 0, 0))
 #define __syncthreads_or(vote) emulation::barrier(__LINE__, vote, 0)

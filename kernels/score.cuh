@@ -1,0 +1,64 @@
+// What the forms of the score kernel share: the score of a pair, who may see a row, and where keys go.
+#pragma once
+
+#include "keys.cuh"
+#include "types.cuh"
+
+// The parameters of every score kernel, in this order.
+#define SCORE_PARAMETERS                                                                                             \
+  const i8 *query_codes, const float *query_scales, const float *query_norms, const float *query_errors,             \
+      const i8 *codes, const float *scales, const float *errors, const float *norms, i64 dim, const u64 *words,      \
+      i64 num_words, const i64 *filter_of_query, const i64 *excluded_rows, const i64 *excluded_begins,               \
+      const i64 *excluded_ends, const i64 *queries, const i64 *tiles, const i64 *thresholds, i64 *counts, i64 *keys, \
+      i64 capacity
+#define SCORE_ARGUMENTS                                                                                     \
+  {query_codes,   query_scales, query_norms, query_errors, codes,           scales,        errors,          \
+   norms,         dim,          words,       num_words,    filter_of_query, excluded_rows, excluded_begins, \
+   excluded_ends, queries,      tiles,       thresholds,   counts,          keys,          capacity}
+
+struct Score {
+  const i8* query_codes;
+  const float *query_scales, *query_norms, *query_errors;
+  const i8* codes;
+  const float *scales, *errors, *norms;
+  i64 dim;
+  const u64* words;
+  i64 num_words;
+  const i64 *filter_of_query, *excluded_rows, *excluded_begins, *excluded_ends, *queries, *tiles, *thresholds;
+  i64 *counts, *keys, capacity;
+
+  // The query of a pair.
+  __device__ __forceinline__ i64 query_of(i64 pair) const { return queries ? queries[pair] : pair; }
+
+  // The line of `words` of a query, or -1.
+  __device__ __forceinline__ i64 filter_of(i64 query) const { return words ? filter_of_query[query] : -1; }
+
+  __device__ __forceinline__ bool is_excluded(i64 query, i64 row) const {
+    if (!excluded_rows) return false;
+    i64 low = excluded_begins[query], high = excluded_ends[query];
+    const i64 end = high;
+    while (low < high) {
+      const i64 middle = low + (high - low) / 2;
+      if (excluded_rows[middle] < row) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low < end && excluded_rows[low] == row;
+  }
+
+  __device__ __forceinline__ bool is_admitted(i64 filter, i64 row) const {
+    return filter < 0 || (words[filter * num_words + row / 64] >> row % 64 & 1);
+  }
+};
+
+// The float32 operations are rounded one by one, as on the CPU.
+__device__ __forceinline__ float plain_score(i32 dot, float query_scale, float row_scale) {
+  return __fmul_rn(__fmul_rn(__int2float_rn(dot), query_scale), row_scale);
+}
+
+__device__ __forceinline__ float upper_bound(float score, float query_norm, float error, float query_error,
+                                             float norm) {
+  return __fadd_rn(score, __fadd_rn(__fmul_rn(query_norm, error), __fmul_rn(query_error, norm)));
+}

@@ -1,0 +1,77 @@
+"""Every kernel compiles for the GPUs it is meant for, without spills and within its registers; needs NVRTC, no GPU."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.emulation.emulate import KERNELS, kernels_in
+
+nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs, is not installed").cuda.nvrtc
+
+CEILINGS = {
+    "filter_leaves": 64,
+    "filter_match": 48,
+    "rescore": 40,
+    "score_dp4a": 80,
+    "score_mma": 128,
+    "score_mma_bounds": 128,
+    "score_mma_narrow": 96,
+    "score_mma_narrow_bounds": 96,
+    "select_keys": 40,
+    "sort_keys": 32,
+    "verify_terms": 40,
+}
+"""Registers of a thread: at 256 threads a block, 128 let two blocks run on a multiprocessor, 80 three, 64 four."""
+
+FILES = sorted(path.name for path in KERNELS.glob("*.cu"))
+
+
+def compile_for(text: str, name: str, capability: int) -> str:
+    """The log of the compiler, with the registers of each kernel."""
+    try:
+        program = nvrtc.createProgram(text, name, [], [])
+    except RuntimeError as error:  # the library itself is missing
+        pytest.skip(f"NVRTC cannot be loaded: {error}")
+    options = [f"-arch=sm_{capability}", "-std=c++17", "--ptxas-options=-v", f"-I{KERNELS}"]
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError:
+        raise AssertionError(nvrtc.getProgramLog(program)) from None
+    finally:
+        log = nvrtc.getProgramLog(program)
+        nvrtc.destroyProgram(program)
+    return log
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+@pytest.mark.parametrize("file", FILES)
+def test_registers_and_spills(file, capability):
+    text = (KERNELS / file).read_text(encoding="utf-8")
+    log = compile_for(text, file, capability)
+    found = re.findall(
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        log,
+        re.DOTALL,
+    )
+    assert sorted(kernel for kernel, *_ in found) == sorted(kernels_in(text)), log
+    for kernel, stack, stores, loads, registers in found:
+        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{kernel} spills"
+        assert int(registers) <= CEILINGS[kernel], f"{kernel} uses {registers} registers"
+
+
+def test_the_check_is_real():
+    text = '#include "mma.cuh"\nextern "C" __global__ void k(i32* d) { asm volatile("mma.wrong;"); *d = 0; }'
+    with pytest.raises(AssertionError, match="mma"):
+        compile_for(text, "wrong.cu", 80)
+
+
+def test_every_kernel_has_a_header_and_a_ceiling():
+    for file in FILES:
+        text = (KERNELS / file).read_text(encoding="utf-8")
+        header = "\n".join(re.match(r"(?://.*\n)+", text)[0].splitlines())
+        for word in ("in ", "out ", "map ", "limits ", "cost "):
+            assert f"//   {word}" in header.replace("in, out", "in \n//   out"), f"{file}: no line for {word}"
+        assert set(kernels_in(text)) <= set(CEILINGS)

@@ -1,0 +1,59 @@
+"""The score kernels and the selection together: every case of the search, bit for bit as the plain loops have it."""
+
+import pytest
+
+from tests.emulation.emulate import COMPILER, WHY_MISSING
+from tests.kernels import launches
+from tests.kernels.launches import FORMS
+from tests.ops.search_cases import NAMED, expected, named_case
+
+SHARED_BYTES = 232448  # of a block, on sm_90
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+
+
+def by_clusters(case):
+    """The first probe of each query, then the others."""
+    offsets = case.index.clusters.offsets.tolist()
+    for slots in (slice(0, 1), slice(1, None)):
+        lines = {}
+        for query, probes in enumerate(case.probes[:, slots].tolist()):
+            for cluster in probes:
+                lines.setdefault(cluster, []).append(query)
+        yield [(lines[c], offsets[c], offsets[c + 1]) for c in sorted(lines) if c >= 0]
+
+
+def by_rows(case):
+    """Some rows, then all others."""
+    rows, queries = len(case.index.scales), list(range(len(case.queries.scales)))
+    first = min(rows, 100)
+    return [[(queries, 0, first)], [(queries, first, rows)]]
+
+
+def check(case, name, every_cluster, form, *, capacity, tile_rows, seed=0):
+    rounds = by_rows(case) if every_cluster else by_clusters(case)
+    found, repeats = launches.search(case, FORMS[form], rounds, capacity, tile_rows, seed)
+    rows, scores = expected(name, every_cluster)
+    assert found.rows.tolist() == rows
+    assert found.scores.tolist() == scores
+    return repeats
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMED)
+def test_equals_the_loop(name, form):
+    case = named_case(name)
+    if FORMS[form].shared(case.queries.codes.shape[1]) > SHARED_BYTES:
+        pytest.skip("codes too wide for the shared memory of this form")
+    every_cluster = len(name) % 2 == 0
+    check(case, name, every_cluster, form, capacity=1024, tile_rows=1000)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_full_buffer_repeats_the_round(form, seed):
+    """With room for hardly more than k0 keys, some rounds lose keys and are repeated; nothing is lost in the end."""
+    repeats = check(named_case("all_at_once"), "all_at_once", False, form, capacity=64, tile_rows=300, seed=seed)
+    assert repeats > 0
+    repeats = check(named_case("planted_ties"), "planted_ties", True, form, capacity=84, tile_rows=65, seed=seed)
+    assert repeats > 0
