@@ -24,6 +24,7 @@ from stcli.model.requests import Requests
 from stcli.model.results import Results, concatenate
 from stcli.model.scoring import Scoring, ScoringOptions
 from stcli.model.search import Search, Tile
+from stcli.model.tower import load_tower
 from stcli.ops.filter_match import filter_match
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
@@ -64,6 +65,7 @@ class Retriever(nn.Module):
         self.ids = ItemIds.from_arrays(arrays)
         self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
         self.column_bytes: np.ndarray | None = arrays.get("columns")
+        self.tower = load_tower(manifest.get("tower"), arrays)
         matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
         self.register_buffer("own_words", matrix.own, persistent=False)
         self.register_buffer("bloom_words", matrix.bloom, persistent=False)
@@ -71,6 +73,8 @@ class Retriever(nn.Module):
 
     def place(self, device: torch.device, placement: Placement) -> Retriever:
         """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+        if self.tower is not None:
+            self.tower.to(device)
         for group in placement.gpu:
             if group == "terms":
                 self.terms = Postings(self.terms.values.to(device), self.terms.offsets.to(device))

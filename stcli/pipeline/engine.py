@@ -39,6 +39,7 @@ class Counts:
     unknown_values: int = 0
     unknown_excluded: int = 0
     missing: int = 0
+    unknown_events: int = 0
 
     def add(self, other: Counts) -> None:
         """Add the counts of another batch or part."""
@@ -137,6 +138,7 @@ class Engine:
         self.reject(row, queries.bad, queries.ids)
         results = self._results(queries)
         self.counts.unknown_values += queries.requests.filters.unknown_values()
+        self.counts.unknown_events += queries.unknown_events
         self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
         return self._table(batch, queries, results)
 

@@ -17,6 +17,7 @@ from stcli.filters.template import Template
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.requests import Requests
 from stcli.model.retriever import Retriever
+from stcli.pipeline.user_tower import UserTower
 from stcli.storage.columns import BadRows, embedding_type, id_type, read_embeddings, read_ids
 from stcli.storage.parquet import Table
 from stcli.types import Lines
@@ -36,6 +37,7 @@ class QueryBatch:
         requests: the usable rows.
         lists: items they must not get, or None.
         limits: int64 [B], results that each may get, or None for the k of the run.
+        unknown_events: events of histories whose item is not in the index.
     """
 
     ids: pa.Array
@@ -44,6 +46,7 @@ class QueryBatch:
     requests: Requests
     lists: Excluded | None
     limits: np.ndarray | None = None
+    unknown_events: int = 0
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -81,6 +84,7 @@ class QueryReader:
         candidates_column: column with the list of item ids that a request wants ranked, or None for a search.
         k_column: column with the results that a request may get, at most `k`, or None.
         k: results of a request.
+        tower: makes the user vectors of other columns, or None where the table has them.
     """
 
     model: Retriever
@@ -93,6 +97,7 @@ class QueryReader:
     candidates_column: str | None = None
     k_column: str | None = None
     k: int = 100
+    tower: UserTower | None = None
     plan: TemplatePlan | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -104,17 +109,25 @@ class QueryReader:
         """The columns that are read."""
         placeholders: Sequence[str] = self.plan.template.placeholders if self.plan else ()
         named = [self.filter_column, self.exclude_column, self.candidates_column, self.k_column]
-        return [self.id_column, *self.embedding_columns, *(name for name in named if name), *placeholders]
+        read = self.tower.columns if self.tower else self.embedding_columns
+        return [self.id_column, *read, *(name for name in named if name), *placeholders]
 
     @property
     def embedding_columns(self) -> list[str]:
-        """The columns of user vectors."""
+        """The columns of user vectors; none with a tower."""
+        if self.tower:
+            return []
         return list(self.task_columns.values()) or [self.embedding_column]
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks; () for one user vector without a name."""
-        return tuple(self.task_columns)
+        return self.tower.tasks if self.tower else tuple(self.task_columns)
+
+    @property
+    def num_vectors(self) -> int:
+        """T, user vectors of a request."""
+        return max(len(self.tasks), 1)
 
     def check(self, table: Table) -> None:
         """Check everything about a query table that its schema tells.
@@ -126,6 +139,8 @@ class QueryReader:
         if table.num_rows == 0:
             raise InputError(f"{name}: has no rows; expected at least one query")
         id_type(table.column_type(self.id_column, "--id-column"), f"{name}: column {self.id_column!r}")
+        if self.tower:
+            self.tower.check(table)
         for column in self.embedding_columns:
             where = f"{name}: column {column!r}"
             option = "--task-embeddings" if self.task_columns else "--embedding-column"
@@ -158,7 +173,7 @@ class QueryReader:
         """Read one batch of query rows."""
         bad = BadRows.none(batch.num_rows)
         ids = read_ids(batch.column(self.id_column), bad, self.id_column)
-        users = self._users(batch, bad)
+        users, unknown = self.tower.read(batch, bad) if self.tower else (self._users(batch, bad), 0)
         limits = self._limits(batch, bad)
         texts = self._texts(batch)
         bound = self._bound(batch)
@@ -180,7 +195,7 @@ class QueryReader:
         lists = self._excluded(batch)
         excluded = lists.rows if lists is not None else None
         requests = Requests(tensor, filters, self.tasks, excluded, candidates, missing)
-        return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None)
+        return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None, unknown)
 
     def _users(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
         """User vectors of each task, float32 [rows, T, D]."""
@@ -229,6 +244,13 @@ def _lists(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The values of a list column one after another, and the length of each list; null is an empty list."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
     return column.flatten(), lengths
+
+
+def user_tower(model: Retriever, table: Table, vectors: Mapping[str, str], embedding_column: str) -> UserTower | None:
+    """The tower of the artifact, unless the table has user vectors: those go first."""
+    if model.tower is None or vectors or embedding_column in table.schema.names:
+        return None
+    return UserTower(model, model.tower)
 
 
 def task_columns(table: Table, given: str | None, embedding_column: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from stcli.pipeline.item_lists import ItemLists
 from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
 from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
-from stcli.pipeline.queries import QueryReader, check_version, sample_queries, task_columns
+from stcli.pipeline.queries import QueryReader, check_version, sample_queries, task_columns, user_tower
 from stcli.pipeline.workers import local_workers, ray_workers
 from stcli.storage import atomic
 from stcli.storage.columns import BadRows
@@ -121,10 +121,11 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
     if placement is None:
         opened.words_bytes = min(opened.words_bytes, limit // 4)
     table = open_table(job.queries)
+    vectors = task_columns(table, config.task_embeddings, config.embedding_column)
     reader = QueryReader(
         opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column,
-        task_columns(table, config.task_embeddings, config.embedding_column), config.candidates_column,
-        config.k_column, config.k,
+        vectors, config.candidates_column, config.k_column, config.k,
+        user_tower(opened, table, vectors, config.embedding_column),
     )  # fmt: skip
     table.check_same([*reader.columns, *config.columns])
     reader.check(table)
@@ -258,6 +259,8 @@ class Run:
             self.warnings.append(f"{counts.unknown_values} filter values do not occur in the index and match nothing")
         if counts.missing:
             self.warnings.append(f"{counts.missing} candidates are no items of the index")
+        if counts.unknown_events:
+            self.warnings.append(f"{counts.unknown_events} events of histories have items that are not in the index")
         if counts.unknown_excluded:
             self.warnings.append(f"{counts.unknown_excluded} excluded ids are no items of the index")
 
@@ -343,7 +346,7 @@ class Run:
             return Calibration.from_json(saved)
         found = given
         if found is None:
-            count = max(CALIBRATION_SAMPLE // len(self.reader.embedding_columns), 1)
+            count = max(CALIBRATION_SAMPLE // self.reader.num_vectors, 1)
             sample = sample_queries(self.reader, self.table, self.num_rows, count, self.config.seed)
             found = calibrate(
                 self.model,
@@ -352,7 +355,7 @@ class Run:
                 self.config.k,
                 self.config.target_recall,
                 seed=self.config.seed,
-                total=self.num_rows * len(self.reader.embedding_columns),
+                total=self.num_rows * self.reader.num_vectors,
                 allowed=self.lists.allowed,
             )
         writer.save_calibration(found.to_json())

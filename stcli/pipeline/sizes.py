@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 GROUPS = ("search", "embeddings", "filter", "terms", "ids", "columns", "overarch", "tower")
-"""Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns, OverArch."""
+"""Int8 search, item embeddings, bit matrix, exact terms and vocabulary, ids, kept columns, OverArch, tower."""
 
 
 def array_bytes(entry: Mapping[str, Any]) -> int:
