@@ -70,8 +70,9 @@ inline void scan_all(const SearchArguments& all, const Prune* prune) {
     });
 }
 
-// The best clusters of each query by the scores of their centroids: chosen [B, count].
-inline void choose_clusters(const SearchArguments& all, int64_t count, int64_t* chosen) {
+// The best clusters of each query by the scores of their centroids, plus query norm * reach unless `reaches` [C] is null:
+// chosen [B, count].
+inline void choose_clusters(const SearchArguments& all, const float* reaches, int64_t count, int64_t* chosen) {
   SearchArguments centroids{};
   centroids.num_queries = all.num_queries;
   centroids.dim = all.dim;
@@ -80,6 +81,11 @@ inline void choose_clusters(const SearchArguments& all, int64_t count, int64_t* 
   centroids.num_rows = all.num_clusters;
   centroids.codes = all.centroid_codes;
   centroids.scales = all.centroid_scales;
+  if (reaches) {
+    centroids.query_norms = all.query_norms;
+    centroids.query_errors = all.query_errors;
+    centroids.errors = centroids.norms = reaches;
+  }
   centroids.k0 = count;
   centroids.found_rows = chosen;
   centroids.num_threads = all.num_threads;

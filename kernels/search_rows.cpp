@@ -25,7 +25,7 @@ bool has_filter(const SearchArguments& all, int64_t query) { return all.words &&
 void search_nearest(const SearchArguments& all) {
   const int64_t num_seeds = (all.num_clusters + SEED_SHARE - 1) / SEED_SHARE;
   std::vector<int64_t> seeds(all.num_queries * num_seeds);
-  choose_clusters(all, num_seeds, seeds.data());
+  choose_clusters(all, nullptr, num_seeds, seeds.data());
   // A filter leaves too few rows there.
   for (int64_t query = 0; query < all.num_queries; ++query)
     if (has_filter(all, query)) std::fill_n(seeds.data() + query * num_seeds, num_seeds, -1);

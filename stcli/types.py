@@ -88,10 +88,13 @@ class Clusters:
         centroids: `Quantized` with codes int8 [C, Dp] and scales float32 [C].
         offsets: int64 [C + 1], ascending, first 0, last N; rows of cluster c are
             `offsets[c] … offsets[c + 1] - 1`.
+        reaches: float32 [C], how much better than its centroid a cluster counts for a query of
+            length 1; None for not at all.
     """
 
     centroids: Quantized
     offsets: torch.Tensor
+    reaches: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,10 @@ def check_clusters(read: Read, source: list[int], exact: np.ndarray) -> None:
     assert len(offsets) == read.manifest["num_clusters"] + 1
     centres = read.arrays["centroid_codes"].astype(np.float64) * read.arrays["centroid_scales"][:, None]
     restored = read.arrays["codes"].astype(np.float64) * read.arrays["scales"][:, None]
-    for (first, end), centre in zip(itertools.pairwise(offsets), centres, strict=True):
+    radii = read.arrays["cluster_radii"]
+    for (first, end), centre, radius in zip(itertools.pairwise(offsets), centres, radii, strict=True):
         away = ((restored[first:end] - centre) ** 2).sum(1)
+        np.testing.assert_allclose(radius, np.sqrt(away.max(initial=0)), rtol=1e-5, atol=1e-6 * np.abs(centre).max())
         assert (np.diff(away) <= 1e-9 * away.max(initial=0)).all()
         same = (np.diff(restored[first:end], axis=0) == 0).all(1)
         assert (np.diff(source[first:end])[same] > 0).all()

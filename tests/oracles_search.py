@@ -41,11 +41,16 @@ def assign(row_codes, row_scales, centroid_codes, centroid_scales, half_norms):
     return clusters
 
 
-def probes(query_codes, query_scales, centroid_codes, centroid_scales, num_probes):
+def probes(query_codes, query_scales, centroid_codes, centroid_scales, num_probes, reaches=None):
     """The best clusters of each query."""
+    reaches = np.zeros(len(centroid_scales), F32) if reaches is None else reaches
     lines = []
     for code, scale in zip(query_codes, query_scales, strict=True):
-        scores = [score(code, scale, *centroid) for centroid in zip(centroid_codes, centroid_scales, strict=True)]
+        length = F32(np.sqrt(F32(int((code.astype(np.int64) ** 2).sum()))) * scale)
+        scores = [
+            F32(score(code, scale, centroid, centroid_scale) + F32(length * reach))
+            for centroid, centroid_scale, reach in zip(centroid_codes, centroid_scales, reaches, strict=True)
+        ]
         lines.append(sorted(range(len(scores)), key=lambda c: (-scores[c], c))[:num_probes])
     return lines
 

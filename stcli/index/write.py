@@ -29,10 +29,12 @@ class RowOrder:
         source: int64 [N], staged row of each index row: by cluster, then the farthest from the
             centroid first, then by staged row.
         offsets: int64 [C + 1], rows of each cluster.
+        radii: float32 [C], distance of the farthest row from the centroid; 0 without rows.
     """
 
     source: np.ndarray
     offsets: np.ndarray
+    radii: np.ndarray
 
 
 def order_by_cluster(keep: np.ndarray, chosen: np.ndarray, distances: np.ndarray, num_clusters: int) -> RowOrder:
@@ -42,7 +44,10 @@ def order_by_cluster(keep: np.ndarray, chosen: np.ndarray, distances: np.ndarray
     """
     order = np.lexsort((-distances, chosen))
     sizes = np.bincount(chosen, minlength=num_clusters)
-    return RowOrder(keep[order], np.concatenate(([0], np.cumsum(sizes))).astype(np.int64))
+    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    radii = np.zeros(num_clusters, np.float32)
+    radii[sizes > 0] = np.sqrt(distances[order[offsets[:-1][sizes > 0]]].clip(min=0))
+    return RowOrder(keep[order], offsets, radii)
 
 
 def write_vectors(
@@ -69,6 +74,7 @@ def write_clusters(writer: IndexWriter, centroids: Quantized, order: RowOrder) -
     writer.write("centroid_codes", centroids.codes.cpu().numpy())
     writer.write("centroid_scales", centroids.scales.cpu().numpy())
     writer.write("cluster_offsets", order.offsets)
+    writer.write("cluster_radii", order.radii)
 
 
 def write_terms(writer: IndexWriter, terms: CollectedTerms, order: RowOrder) -> Vocabulary:

@@ -126,7 +126,13 @@ class Sample:
         narrow = model.normalized(self.vectors.to(model.device))[:, : int(model.manifest["dim"])].contiguous()
         queries = quantize_rows(narrow, backend=model.backend)
         clusters = model.index.clusters
-        order = choose_probes(queries, clusters.centroids, num_probes=model.num_clusters, backend=model.backend).cpu()
+        order = choose_probes(
+            queries,
+            clusters.centroids,
+            num_probes=model.num_clusters,
+            reaches=clusters.reaches,
+            backend=model.backend,
+        ).cpu()
         place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         cluster = torch.searchsorted(clusters.offsets.cpu(), true.rows.clamp(min=0), right=True) - 1
         hits = torch.zeros(len(narrow), model.num_clusters, dtype=torch.float64)

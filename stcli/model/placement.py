@@ -14,8 +14,8 @@ from stcli.errors import DeviceError, InputError
 
 GROUPS = {
     "search": (
-        "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets", "id_order",
-        "id_rank",
+        "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
+        "cluster_radii", "id_order", "id_rank",
     ),
     "filter": ("own_words", "bloom_words", "bloom_offsets"),
     "embeddings": ("embedding_values", "embedding_exponents"),

@@ -19,7 +19,7 @@ from stcli.filters.tree import Node
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.lookup import IdLookup
 from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
-from stcli.model.planner import Calibration, SearchOptions, default_candidates
+from stcli.model.planner import REACHED_SHARE, Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
 from stcli.model.results import Results, concatenate
 from stcli.model.scoring import Scoring, ScoringOptions
@@ -120,17 +120,17 @@ class Retriever(nn.Module):
     @property
     def index(self) -> SearchIndex:
         """What the int8 search reads; without error bounds the exact search scores every admitted row again."""
-        none = torch.zeros(self.num_items, device=self.device)
-        return SearchIndex(
-            self.codes,
-            self.get_buffer("scales"),
-            getattr(self, "errors", none),
-            getattr(self, "norms", none),
-            Clusters(
-                Quantized(self.get_buffer("centroid_codes"), self.get_buffer("centroid_scales")),
-                self.get_buffer("cluster_offsets"),
-            ),
+        errors, norms, radii = (getattr(self, name, None) for name in ("errors", "norms", "cluster_radii"))
+        if errors is None or norms is None:
+            errors = norms = torch.zeros(self.num_items, device=self.device)
+        if self.manifest["filter"]["paper"]:
+            radii = None
+        clusters = Clusters(
+            Quantized(self.get_buffer("centroid_codes"), self.get_buffer("centroid_scales")),
+            self.get_buffer("cluster_offsets"),
+            None if radii is None else radii * REACHED_SHARE,
         )
+        return SearchIndex(self.codes, self.get_buffer("scales"), errors, norms, clusters)
 
     @property
     def matrix(self) -> BitMatrix:
@@ -353,5 +353,6 @@ class Retriever(nn.Module):
 
 _BUFFERS = (
     "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
+    "cluster_radii",
     "embedding_values", "embedding_exponents", "id_order", "id_rank",
 )  # fmt: skip

@@ -143,7 +143,9 @@ class Search:
             work[which] += self.admitted[which]
         else:
             clusters = self.index.clusters
-            probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=self.backend)
+            probes = choose_probes(
+                queries, clusters.centroids, num_probes=num_probes, reaches=clusters.reaches, backend=self.backend
+            )
             found = search_clusters(queries, self.index, probes, self.words, lines, **common)
             work[which] += clusters.offsets.diff()[probes].sum(1)
         # With a slot for every item there is no more to find, though all slots are taken.

@@ -92,7 +92,7 @@ class _Checker:
                 self._require(not codes[part, dim:].any(), name, f"are not zero beyond {dim} dimensions")
 
     def _scales(self) -> None:
-        for name in ("scales", "centroid_scales", "errors", "norms"):
+        for name in ("scales", "centroid_scales", "cluster_radii", "errors", "norms"):
             if name not in self.arrays:
                 continue
             for part in _pieces(len(self.arrays[name])):

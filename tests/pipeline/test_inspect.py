@@ -175,6 +175,7 @@ def edit(arrays, name, place, value):
         ("codes", (7, 30), 1, "not zero beyond 16 dimensions"),
         ("scales", 9, 0, "negative, zero or not finite"),
         ("centroid_scales", 1, np.nan, "negative, zero or not finite"),
+        ("cluster_radii", 1, -1, "negative, zero or not finite"),
         ("embeddings", (3, 3), np.inf, "not finite"),
         ("item_ids", 11, 3, "does not sort the ids"),
         ("id_order", 4, 0, "not the inverse"),
