@@ -90,6 +90,7 @@ class BuildConfig:
     backend: str = "auto"
     threads: int | None = None
     overwrite: bool = False
+    dry_run: bool = False
 
     def check(self) -> None:
         """Check what can be checked without files.
@@ -127,6 +128,7 @@ class PackConfig:
     value_models: Sequence[str] = ()
     value_model_file: str | None = None
     overwrite: bool = False
+    dry_run: bool = False
 
     def check(self) -> None:
         """Check what can be checked without files.
@@ -189,6 +191,7 @@ class RetrieveConfig:
     engine: str = "local"
     workers: int = 1
     overwrite: bool = False
+    dry_run: bool = False
     resume: bool = False
 
     def check(self) -> None:

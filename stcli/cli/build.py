@@ -73,6 +73,7 @@ def build_index(
     backend: opt.Backend = "auto",
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
     quiet: opt.Quiet = False,
@@ -117,6 +118,7 @@ def build_index(
         backend=backend,
         threads=threads,
         overwrite=overwrite,
+        dry_run=dry_run,
     )
     out.summary(summary)
 
@@ -184,6 +186,7 @@ def pack_model(
         opt.option("--value-models", "JSON file with a formula for each name of a value model.", show_default=False),
     ] = None,
     overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
     quiet: opt.Quiet = False,
@@ -217,5 +220,6 @@ def pack_model(
         value_models=value_model or (),
         value_model_file=value_models,
         overwrite=overwrite,
+        dry_run=dry_run,
     )
     out.summary(summary)

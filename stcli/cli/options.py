@@ -49,6 +49,9 @@ def split_shares(name: str, text: str | None) -> tuple[float, ...]:
 
 Output = Annotated[str, typer.Option("-o", "--output", help="Where the result goes.", show_default=False)]
 Overwrite = Annotated[bool, option("--overwrite", "Replace an existing output, once the new one is whole.")]
+DryRun = Annotated[
+    bool, option("--dry-run", "Check the inputs, tell bytes and seconds from a sample, and write nothing.")
+]
 AsJson = Annotated[bool, option("--json", "Print one JSON object on stdout instead of a table.")]
 Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:<number>.")]
 Backend = Annotated[str, option("--backend", "Form of the operations: auto, native (C++), cuda (kernels) or torch.")]

@@ -170,6 +170,7 @@ def retrieve(
         bool, opt.option("--resume", "Go on with an interrupted run; refused if inputs or options changed.")
     ] = False,
     overwrite: opt.Overwrite = False,
+    dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
     quiet: opt.Quiet = False,
@@ -242,6 +243,7 @@ def retrieve(
         workers=workers,
         resume=resume,
         overwrite=overwrite,
+        dry_run=dry_run,
     )
     out.summary(summary)
 

@@ -14,10 +14,11 @@ from stcli.config import BuildConfig, Progress, no_progress
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
 from stcli.pipeline.device import choose_device, limit_threads
+from stcli.pipeline.estimate import Built, estimate_build
 from stcli.pipeline.memory import MemoryWatch, limit_arrow
 from stcli.storage import atomic
 from stcli.storage.index_dir import IndexWriter
-from stcli.storage.parquet import open_table
+from stcli.storage.parquet import Table, open_table
 from stcli.storage.quarantine import Quarantine
 from stcli.storage.remote import on_any_filesystem
 
@@ -60,6 +61,20 @@ def build_index(
     if config.embedding_version is None:
         stated = (table.schema.metadata or {}).get(VERSION_METADATA)
         config.embedding_version = stated.decode() if stated else None
+    if config.dry_run:
+
+        def sample(part: Table, folder: Path) -> Built:
+            writer, timings = IndexWriter(folder), {}
+            bad = Quarantine(part, config.bad_rows, config.max_bad_fraction)
+            start = time.perf_counter()
+            with tempfile.TemporaryDirectory(dir=folder) as stage:
+                staged = ingest(part, schema, config, Path(stage), bad, no_progress)
+                timings["read"] = time.perf_counter() - start
+                Build(staged, config, writer, device, no_progress, timings).run()
+            return writer.described(), timings
+
+        found = estimate_build(table, config.clusters, sample)
+        return {"command": "build-index", "dry_run": True, "version": __version__, "options": asdict(config), **found}
     quarantine = Quarantine(table, config.bad_rows, config.max_bad_fraction)
     timings: dict[str, float] = {}
     with MemoryWatch() as memory, atomic.new_directory(path, config.overwrite) as partial:

@@ -17,11 +17,12 @@ from stcli.errors import InputError
 from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
+from stcli.pipeline.estimate import estimate_pack
 from stcli.pipeline.pack_overarch import pack_overarch
 from stcli.pipeline.pack_tower import pack_tower, tower_summary
 from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.pipeline.value_models import given_value_models, pack_value_models
-from stcli.pipeline.wide import join_by_id
+from stcli.pipeline.wide import join_by_id, wide_dimensions
 from stcli.storage import atomic
 from stcli.storage.artifact import write_artifact
 from stcli.storage.ids import ItemIds
@@ -71,6 +72,10 @@ def pack_model(
     opened = open_index(Path(index))
     manifest, arrays = opened.manifest, dict(opened.arrays)
     source = arrays.pop("embeddings")
+    if config.dry_run:
+        wide_dim = int(source.shape[1]) if config.embeddings is None else wide_dimensions(config)
+        found = estimate_pack(manifest, config.embedding_dtype, wide_dim)
+        return {"command": "pack-model", "dry_run": True, "version": __version__, "options": asdict(config), **found}
     kept = KeptColumns(arrays.get("columns"))
     value_models = pack_value_models(formulas, _tasks(config.overarch), kept)
     with atomic.new_file(path, config.overwrite) as partial:

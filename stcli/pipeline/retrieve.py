@@ -25,6 +25,7 @@ from stcli.model.scoring import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
+from stcli.pipeline.estimate import estimate_retrieve
 from stcli.pipeline.item_lists import ItemLists
 from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
 from stcli.pipeline.place import place_artifact
@@ -85,6 +86,10 @@ def retrieve(
     names = (queries,) if isinstance(queries, str | Path) else queries
     job = Job(str(model), tuple(map(str, names)), str(output), config)
     run = open_run(job, progress)
+    if config.dry_run:
+        atomic.check_output(run.output, config.overwrite or config.resume)
+        told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
+        return told | {"device": describe_device(run.model.device)} | estimate_retrieve(job, run, open_run)
     with MemoryWatch() as memory:
         summary = run.go()
     summary["inputs"] = {"model": job.model, "queries": list(job.queries)}

@@ -87,3 +87,14 @@ def _unlinked(path: Path, dtype: np.dtype, shape: tuple[int, int]) -> np.ndarray
     finally:
         path.unlink(missing_ok=True)
     return array
+
+
+def wide_dimensions(config: PackConfig) -> int:
+    """Dimensions of the embeddings of `config.embeddings`, from its schema or its first rows."""
+    assert config.embeddings is not None
+    table = open_table(config.embeddings, [config.embedding_column])
+    where = f"{table.name}: column {config.embedding_column!r}"
+    _, dim = embedding_type(table.column_type(config.embedding_column, "--embedding-column"), where)
+    for _, batch in table.batches([config.embedding_column], BATCH_ROWS, 0, BATCH_ROWS):
+        dim = dim or usual_length(batch.column(0))
+    return dim or 0

@@ -38,6 +38,10 @@ class IndexWriter:
         self._arrays[name] = array
         return array
 
+    def described(self) -> dict[str, dict[str, Any]]:
+        """Type and shape of each array so far, as the manifest has them."""
+        return {name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in self._arrays.items()}
+
     def write(self, name: str, array: np.ndarray) -> np.ndarray:
         """Write a whole array."""
         created = self.create(name, array.dtype, array.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,6 +55,11 @@ class Table:
     def num_rows(self) -> int:
         """Rows in all files."""
         return sum(file.num_rows for file in self.files)
+
+    def head(self, rows: int) -> Table:
+        """The table of the first rows."""
+        kept = [replace(file, num_rows=min(file.num_rows, rows - file.first_row)) for file in self.files]
+        return replace(self, files=tuple(file for file in kept if file.num_rows > 0))
 
     def fingerprint(self) -> dict[str, object]:
         """Rows and, for each file, its size and the SHA-256 of its footer."""
