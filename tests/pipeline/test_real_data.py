@@ -1,0 +1,39 @@
+"""Real packages with real filters: every eligible item comes back and no other, in every family of filters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import stcli
+from stcli.filters.parse import parse
+from tests.oracles_tree import eligible_rows
+
+FOLDER = Path(os.environ.get("STCLI_TEST_DATA", "")) / "debian-12k"
+FEATURES = ["section", "priority", "architecture", "multi_arch", "maintainer", "tags", "depends"]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not (FOLDER / "items.parquet").exists(), reason="STCLI_TEST_DATA names no folder with debian-12k")
+def test_every_eligible_package_and_no_other(tmp_path):
+    items = pq.read_table(FOLDER / "items.parquet", columns=["item_id", *FEATURES]).to_pylist()
+    asked = pq.read_table(FOLDER / "queries.parquet", columns=["filter", "family"]).to_pylist()
+    expected = {}
+    for text in {query["filter"] for query in asked}:
+        tree = parse(text or "")
+        holds = [True] * len(items) if tree is None else eligible_rows(items, tree)
+        expected[text] = {item["item_id"] for item, eligible in zip(items, holds, strict=True) if eligible}
+    stcli.build_index(FOLDER / "items.parquet", tmp_path / "i", feature_columns=FEATURES)
+    stcli.pack_model(tmp_path / "i", tmp_path / "m.safetensors")
+    options = {"filter_column": "filter", "exact": True, "score_dtype": "none"}
+    stcli.retrieve(tmp_path / "m.safetensors", FOLDER / "queries.parquet", tmp_path / "out", k=12_000, **options)
+    results = pq.read_table(tmp_path / "out", columns=["item_id"])["item_id"].to_pylist()
+    wrong = {query["family"]: query["filter"] for query, found in zip(asked, results, strict=True)
+             if len(found) != len(set(found)) or set(found) != expected[query["filter"]]}  # fmt: skip
+    assert wrong == {}
+    assert [len(expected[query["filter"]]) for query in asked] == (
+        pq.read_table(FOLDER / "groundtruth.parquet", columns=["n_pass"])["n_pass"].to_pylist()
+    )
