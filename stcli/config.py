@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -245,6 +246,10 @@ class BenchConfig:
     item_id_column: str = "item_id"
     item_embedding_column: str = "embedding"
     batch_size: int | None = None
+    truth: str | None = None
+    truth_column: str = "item_id"
+    relevant_column: str | None = None
+    price_per_hour: float | None = None
     against: Sequence[str] = ()
     compare_at: Sequence[float] = ()
     seed: int = 0
@@ -260,6 +265,8 @@ class BenchConfig:
             InputError: an option has no usable value.
         """
         at_least("--k", self.k, 1)
+        if self.price_per_hour is not None and not 0 < self.price_per_hour < math.inf:
+            raise InputError(f"--price-per-hour {self.price_per_hour:g}: expected a price above 0")
         for name in self.against:
             one_of("--against", name, ("faiss", "torch", "paper"))
         for target in self.compare_at:

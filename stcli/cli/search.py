@@ -285,6 +285,33 @@ def bench(
         int | None,
         opt.option("--batch-size", "Queries of one batch. [default: all of the sample]", min=1, show_default=False),
     ] = None,
+    truth: Annotated[
+        str | None,
+        opt.option(
+            "--truth",
+            "Parquet table with query ids and the right item ids, best first: recall against these lists.",
+            show_default=False,
+        ),
+    ] = None,
+    truth_column: Annotated[str, opt.option("--truth-column", "Column of --truth with the lists of item ids.")] = (
+        "item_id"
+    ),
+    relevant_column: Annotated[
+        str | None,
+        opt.option(
+            "--relevant-column",
+            "Query column with a list of relevant item ids: hit rate, recall and NDCG.",
+            show_default=False,
+        ),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        opt.option(
+            "--price-per-hour",
+            "What this machine costs an hour, in any currency: cost of a million queries.",
+            show_default=False,
+        ),
+    ] = None,
     against: Annotated[
         str | None,
         opt.option(
@@ -314,7 +341,8 @@ def bench(
 ) -> None:
     """Measure recall, throughput, latency and memory on a sample of your queries.
 
-    Writes report.json and a page, report.html. Recall is against exact float32 search under the exact filter.
+    Writes report.json and a page, report.html. Recall is against exact search under the exact filter, or against
+    your own --truth.
 
     \b
     Examples:
@@ -341,6 +369,10 @@ def bench(
         item_id_column=item_id_column,
         item_embedding_column=item_embedding_column,
         batch_size=batch_size,
+        truth=truth,
+        truth_column=truth_column,
+        relevant_column=relevant_column,
+        price_per_hour=price_per_hour,
         against=opt.split(against),
         compare_at=opt.split_shares("--compare-at", compare_at),
         seed=seed,

@@ -25,6 +25,7 @@ from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.pipeline import record
+from stcli.pipeline.ceilings import measure_ceilings
 from stcli.pipeline.clock import forget_plans, run_batches, stage_seconds
 from stcli.pipeline.device import choose_device, limit_threads
 from stcli.pipeline.machine import LoadWatch
@@ -33,6 +34,7 @@ from stcli.pipeline.metrics import number_or_none, percentiles
 from stcli.pipeline.originals import open_originals, original_tiles
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries
 from stcli.pipeline.record import ORIGINAL, PACKED, Arm, Measurements
+from stcli.pipeline.relevance import read_truth, rows_of_lists
 from stcli.pipeline.report import write_report
 from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES
 from stcli.pipeline.sample import Sample, draw_sample
@@ -84,7 +86,9 @@ def bench(
     config.check()
     path = Path(output)
     given = [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)]
-    atomic.check_output(path, config.overwrite, inputs=[model, *given, *([config.items] if config.items else [])])
+    atomic.check_output(
+        path, config.overwrite, inputs=[model, *given, *(name for name in (config.items, config.truth) if name)]
+    )
     start = time.perf_counter()
     device = choose_device(config.device)
     limit_threads(config.threads)
@@ -136,11 +140,18 @@ class Bench:
                 "--against builds the others from the packed embeddings, and the artifact holds none; "
                 "pack it with --embedding-dtype float16 or float32"
             )
+        self.truth_table: Table | None = None
+        if config.truth is not None:
+            self.truth_table = open_table(config.truth, [config.id_column, config.truth_column])
+        self.relevant = [config.relevant_column] if config.relevant_column is not None else []
+        for column in self.relevant:
+            self.table.column_type(column, "--relevant-column")
         self.timings: dict[str, float] = {}
 
     def go(self) -> Measurements:
         """Measure everything."""
-        sample = draw_sample(self.reader, self.table, self.config.sample, self.config.seed)
+        sample = draw_sample(self.reader, self.table, self.config.sample, self.config.seed, self.relevant)
+        given, relevant = self._given(sample), self._relevant(sample)
         with self._timed("calibrate"):
             calibration = self._calibrate(self.config.target_recall, True)
         size = min(self.config.batch_size or len(sample.filters), len(sample.filters))
@@ -153,6 +164,7 @@ class Bench:
             with self._timed("latency"):
                 latency = self._latency(arms[0], sample, size)
                 stages = self._stages(arms[0], sample, size)
+        ceilings = measure_ceilings(self.model.device)
         memory = {"before": before, **watch.summary(), **_device_memory(self.model.device)}
         with self._timed("truth"):
             truths = self._truths(arms, sample)
@@ -176,6 +188,9 @@ class Bench:
             memory=memory,
             truths=truths,
             hidden=hidden,
+            given=given,
+            relevant=relevant,
+            ceilings=ceilings,
             against=compared,
             timings=self.timings,
         )
@@ -191,6 +206,20 @@ class Bench:
         drawn = sample_queries(self.reader, self.table, count, CALIBRATION_SAMPLE, config.seed)
         filters = drawn.filters if filtered else GivenFilters(self.model.planner, [None] * len(drawn.vectors))
         return calibrate(self.model, drawn.vectors, filters, self.k, target, seed=config.seed, total=count)
+
+    def _given(self, sample: Sample) -> list[np.ndarray] | None:
+        """The user's own ground truth of the sample."""
+        if self.truth_table is None:
+            return None
+        config, lookup = self.config, self.model.lookup
+        return read_truth(self.truth_table, config.id_column, config.truth_column, sample.ids, lookup)
+
+    def _relevant(self, sample: Sample) -> list[np.ndarray] | None:
+        """The relevant items of each query of the sample."""
+        if not self.relevant:
+            return None
+        where = f"{self.table.name}: column {self.relevant[0]!r}"
+        return rows_of_lists(sample.columns.column(0), self.model.lookup, where)
 
     def _against(self, sample: Sample, size: int, truth: Truth) -> dict[str, Any]:
         """Measure the peers, with a truth over the packed embeddings, which they are built from."""

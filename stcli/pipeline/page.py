@@ -33,6 +33,11 @@ p { margin: 0.3rem 0; }
 .figure { font-size: 1.9rem; font-weight: 650; line-height: 1.2; letter-spacing: -0.02em; }
 .figure small { font-size: 0.95rem; font-weight: 500; letter-spacing: 0; color: var(--muted); }
 .label { font-size: 0.82rem; color: var(--muted); }
+.verdict { margin: 1rem 0 0; padding: 0.7rem 1.1rem; border-radius: 0.6rem; font-size: 1.05rem; font-weight: 600; }
+.verdict.good { color: var(--good); background: var(--good-soft); }
+.verdict.unsure { color: var(--ink); background: var(--card); border: 1px solid var(--line); }
+.verdict.poor { color: var(--bad); background: var(--bad-soft); }
+.verdict.wrong { color: var(--paper); background: var(--bad); }
 .checks { display: flex; flex-wrap: wrap; gap: 0.45rem; margin-top: 1rem; }
 .check { padding: 0.22rem 0.7rem; border-radius: 1rem; font-size: 0.82rem; color: var(--good);
   background: var(--good-soft); }
@@ -87,6 +92,11 @@ def figure(value: str, unit: str, label: str, note: str) -> str:
         f'<div class="figure">{escape(value)} <small>{escape(unit)}</small></div>'
         f'<div class="note">{escape(note)}</div></div>'
     )
+
+
+def verdict(level: str, text: str) -> str:
+    """The sentence that a reader must not miss."""
+    return f'<p class="verdict {escape(level)}">{escape(text)}</p>'
 
 
 def check(name: str, holds: bool, detail: str) -> str:

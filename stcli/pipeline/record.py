@@ -18,6 +18,7 @@ from stcli.model.planner import Calibration, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
 from stcli.ops import native
+from stcli.pipeline.ceilings import shares, stage_work
 from stcli.pipeline.clock import PLANNING
 from stcli.pipeline.machine import describe_machine, versions
 from stcli.pipeline.metrics import (
@@ -31,11 +32,15 @@ from stcli.pipeline.metrics import (
     spread,
     tie_tolerance,
 )
+from stcli.pipeline.relevance import listed_recall, relevance
 from stcli.pipeline.sample import Sample
 from stcli.pipeline.sizes import bytes_by_group
 
 PACKED, ORIGINAL = "packed embeddings", "original embeddings"
 """What a truth was computed over."""
+
+GIVEN = "given lists"
+"""A ground truth that the user gave."""
 
 BUSY_CORES = 0.3
 """Cores kept busy by other processes above which timings are to be distrusted."""
@@ -103,6 +108,9 @@ class Measurements:
         truths: over PACKED, ORIGINAL or both, in this order; `asked` holds the results of the arms side by side.
         hidden: queries with a true best item that the bit matrix does not admit.
         timings: seconds of each stage of the benchmark.
+        given: the user's own ground truth, rows of each query, or None.
+        relevant: rows of the relevant items of each query, or None.
+        ceilings: see `stcli.pipeline.ceilings`.
         against: see `stcli.pipeline.against`; None if nobody was asked.
     """
 
@@ -121,6 +129,9 @@ class Measurements:
     truths: Mapping[str, Truth]
     hidden: int
     timings: dict[str, float]
+    ceilings: Mapping[str, float | None]
+    given: Sequence[np.ndarray] | None = None
+    relevant: Sequence[np.ndarray] | None = None
     against: Mapping[str, Any] | None = None
 
 
@@ -143,6 +154,13 @@ def assemble(found: Measurements) -> dict[str, Any]:
     for name in list(found.truths)[:-1]:
         for run, each in zip(runs, quality[name], strict=True):
             run["recall_packed"] = mean_recall(each.recall)
+    for run, arm in zip(runs, found.arms, strict=True):
+        rows = arm.found.rows.numpy()
+        if found.given is not None:
+            run["recall_exact"] = run["recall"]
+            run |= _recall(listed_recall(rows, found.given), bands)
+        if found.relevant is not None:
+            run["relevance"] = relevance(rows, found.relevant)
     best = frontier([(run["recall"]["mean"] or 0.0, run["queries_per_s"]["median"]) for run in runs])
     for run, on_frontier in zip(runs, best, strict=True):
         run["frontier"] = on_frontier
@@ -154,7 +172,7 @@ def assemble(found: Measurements) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "k": found.k,
         "batch_size": found.batch_size,
-        "inputs": {"items": found.config.items},
+        "inputs": {"items": found.config.items, "truth": found.config.truth},
         "artifact": {key: manifest.get(key) for key in ARTIFACT_KEYS}
         | {"filter": {key: value for key, value in manifest["filter"].items() if key != "features"}},
         "queries": {
@@ -176,12 +194,14 @@ def assemble(found: Measurements) -> dict[str, Any]:
             "most_other_cores": number_or_none(float(np.max(other))),
         },
         "truth": {
-            "over": over,
+            "over": over if found.given is None else GIVEN,
             "tie_tolerance": {"median": float(np.median(tolerance[over])), "largest": float(tolerance[over].max())},
         },
         "runs": runs,
         "latency": list(found.latency),
         "stages_s": dict(found.stages),
+        "ceilings": dict(found.ceilings) | {"stages": shares(_work(found), found.stages, found.ceilings)},
+        "cost": _cost(found.config.price_per_hour, runs[0]["queries_per_s"]["median"]),
         "memory_bytes": dict(found.memory),
         "index_bytes": bytes_by_group(manifest["arrays"]),
         "filter": _filter(found, truth, filtered),
@@ -189,7 +209,22 @@ def assemble(found: Measurements) -> dict[str, Any]:
         "calibration": found.calibration.to_json() if found.calibration else None,
         "timings_s": found.timings,
     }  # fmt: skip
-    return body | {"checks": _checks(found, body, quality, tolerance)}
+    body["checks"] = _checks(found, body, quality, tolerance)
+    body["verdict"] = verdict(body)
+    return body
+
+
+def _work(found: Measurements) -> dict[str, dict[str, float]]:
+    planned = found.arms[0]
+    filters = len(set(found.sample.filters) - {None})
+    return stage_work(found.model, planned.found, planned.options, filters)
+
+
+def _cost(price_per_hour: float | None, queries_per_s: float) -> dict[str, float] | None:
+    """What a million queries cost in the planned setting, this machine being busy with nothing else."""
+    if price_per_hour is None:
+        return None
+    return {"price_per_hour": price_per_hour, "per_million": price_per_hour / 3600 / queries_per_s * 1e6}
 
 
 def _asked(found: Measurements, truth: Truth, number: int) -> np.ndarray:
@@ -203,8 +238,7 @@ def _run(found: Measurements, arm: Arm, quality: Quality, bands: np.ndarray) -> 
         "name": arm.name,
         "kind": arm.kind,
         "probes": arm.options.probes,
-        "recall": mean_recall(quality.recall),
-        "bands": recall_by_band(quality.recall, bands),
+        **_recall(quality.recall, bands),
         "queries_per_s": spread([count / seconds for seconds in arm.seconds]),
         "items_scored": float(arm.found.work.double().mean()),
         "short": int(quality.short.sum()),
@@ -214,6 +248,10 @@ def _run(found: Measurements, arm: Arm, quality: Quality, bands: np.ndarray) -> 
         "differs": arm.differs,
         "other_cores": number_or_none(float(np.mean(arm.other_cores))),
     }
+
+
+def _recall(recall: np.ndarray, bands: np.ndarray) -> dict[str, Any]:
+    return {"recall": mean_recall(recall), "bands": recall_by_band(recall, bands)}
 
 
 def _filter(found: Measurements, truth: Truth, filtered: np.ndarray) -> dict[str, Any]:
@@ -247,8 +285,8 @@ def _checks(
     target = found.config.target_recall
     checks = []
 
-    def check(name: str, holds: bool, detail: str) -> None:
-        checks.append({"name": name, "ok": bool(holds), "detail": detail})
+    def check(name: str, holds: bool, detail: str, about: str = "results") -> None:
+        checks.append({"name": name, "ok": bool(holds), "detail": detail, "about": about})
 
     ineligible = sum(run["ineligible"] for run in runs)
     check("Every result satisfies its filter", ineligible == 0, f"{ineligible:,} results do not satisfy their filter")
@@ -274,14 +312,35 @@ def _checks(
         "Recall reaches the target",
         (mean is None or mean >= target) and not low,
         f"recall {_share(mean)} for a target of {target:g}" + (f", below it in band {', '.join(low)}" if low else ""),
+        "recall",
     )
     busy = body["load"]["other_cores"]
     check(
         "The machine was quiet",
         busy is not None and busy <= BUSY_CORES,
         "the system does not tell how busy it was" if busy is None else f"other processes kept {busy:.2f} cores busy",
+        "timing",
     )
     return checks
+
+
+def verdict(body: Mapping[str, Any]) -> dict[str, str]:
+    """What the report says first, in one sentence: `level` is wrong, poor, unsure or good, and `text`."""
+    failed: dict[str, list[str]] = {about: [] for about in ("results", "recall", "timing")}
+    for each in body["checks"]:
+        if not each["ok"]:
+            failed[each["about"]].append(each["detail"])
+    planned = body["runs"][0]
+    speed = f"{planned['queries_per_s']['median']:,.0f} queries/s"
+    if failed["results"]:
+        return {"level": "wrong", "text": f"Do not trust these results: {'; '.join(failed['results'])}."}
+    if failed["recall"]:
+        text = f"Too few of the right items are found: {'; '.join(failed['recall'])}."
+        return {"level": "poor", "text": text}
+    right = f"Results are right: recall@{body['k']} {_share(planned['recall']['mean'])} at {speed}"
+    if failed["timing"]:
+        return {"level": "unsure", "text": f"{right}, but distrust the timings: {failed['timing'][0]}."}
+    return {"level": "good", "text": f"{right}, measured on a quiet machine."}
 
 
 def _true_scores(found: Measurements, tolerance: Mapping[str, np.ndarray]) -> float:
@@ -362,6 +421,7 @@ def summarize(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "memory_bytes": report["memory_bytes"],
         "fingerprint": report["fingerprint"],
         "timings_s": report["timings_s"],
+        "verdict": report["verdict"]["text"],
         "warnings": failed,
         "outputs": {"report": str(path), "page": str(path / "report.html")},
     }

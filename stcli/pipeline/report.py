@@ -9,7 +9,7 @@ from typing import Any
 
 from stcli.pipeline import page, plots, report_against, show
 from stcli.pipeline.metrics import TWO_SIDED_95
-from stcli.pipeline.record import BUSY_CORES, headline_latency
+from stcli.pipeline.record import BUSY_CORES, GIVEN, headline_latency
 from stcli.storage.atomic import write_text
 from stcli.storage.manifest import REPORT, check_sealed, read_json, sealed
 
@@ -39,6 +39,7 @@ def render(report: Mapping[str, Any]) -> str:
     drawn = plots.available()
     parts = [
         _title(report),
+        page.verdict(report["verdict"]["level"], report["verdict"]["text"]),
         _headline(report),
         '<div class="checks">'
         + "".join(page.check(c["name"], c["ok"], c["detail"]) for c in report["checks"])
@@ -93,8 +94,17 @@ def _headline(report: Mapping[str, Any]) -> str:
             page.figure(show.number(ms["p50"]), "ms", f"Median latency of {batch['batch_size']:,} queries", rest),
             page.figure(*show.size(memory["peak_private"]), "Peak memory", mapped),
             page.figure(*show.size(size), "Artifact", f"{size / items:,.0f} bytes an item"),
+            *_cost(report),
         ],
     )
+
+
+def _cost(report: Mapping[str, Any]) -> list[str]:
+    cost = report["cost"]
+    if cost is None:
+        return []
+    note = f"at {cost['price_per_hour']:g} an hour, planned"
+    return [page.figure(show.number(cost["per_million"]), "", "Cost of a million queries", note)]
 
 
 def _recall_plot(report: Mapping[str, Any], drawn: bool) -> str:
@@ -163,13 +173,36 @@ def _settings(report: Mapping[str, Any]) -> str:
             line.insert(4, show.recall(run["recall_packed"]["mean"]))
         lines.append(line)
     truth, repeat = report["truth"], report["options"]["repeat"]
-    note = (
-        f"Truth: every item scored in float64 over the {truth['over']}, under the exact filter. A result that scores "
-        f"within {truth['tie_tolerance']['median']:.1e} (median) of the last true one counts as tied with it. "
+    if report["truth"]["over"] == GIVEN:
+        about = f"Truth: the lists in {report['inputs']['truth']}; an item counts if it stands in its list. "
+    else:
+        about = (
+            f"Truth: every item scored in float64 over the {truth['over']}, under the exact filter. A result within "
+            f"{truth['tie_tolerance']['median']:.1e} (median) of the last true score counts as tied with it. "
+        )
+    note = about + (
         f"Medians of {repeat} interleaved runs in batches of {report['batch_size']:,}, after one warm-up; filters are "
         "parsed and planned anew in each. Blue: no other setting has more recall and more speed."
     )
-    return page.table(head, lines, strong=0) + page.paragraph(note)
+    return page.table(head, lines, strong=0) + page.paragraph(note) + _relevance(report)
+
+
+def _relevance(report: Mapping[str, Any]) -> str:
+    """How the relevant items stand, in every setting; the exact one shows what the embeddings themselves can do."""
+    if "relevance" not in report["runs"][0]:
+        return ""
+    k, names = report["k"], ("hit_rate", "recall", "ndcg")
+    lines = [
+        [
+            page.escape(run["name"]),
+            *(f"{show.recall(part['mean'])} ({show.interval(part)})" for part in map(run["relevance"].get, names)),
+        ]
+        for run in report["runs"]
+    ]
+    count = report["runs"][0]["relevance"]["ndcg"]["queries"]
+    note = f"{count:,} queries with relevant items. What exact search misses, the embeddings do not know."
+    table = page.table(["setting", f"hit rate@{k}", f"recall@{k}", f"NDCG@{k}"], lines, strong=0)
+    return '<h2 style="margin-top:1.4rem">Relevant items</h2>' + table + page.paragraph(note)
 
 
 def _latency(report: Mapping[str, Any], drawn: bool) -> str:
@@ -190,8 +223,11 @@ def _stages(report: Mapping[str, Any]) -> str:
     stages = _largest_first(report["stages_s"])
     total = sum(stages.values()) or 1
     count = report["queries"]["sampled"]
+    near = report["ceilings"]["stages"]
     shown = {
-        name: f"{1e6 * seconds / count:,.1f} µs a query · {seconds / total:.0%}" for name, seconds in stages.items()
+        name: f"{1e6 * seconds / count:,.1f} µs a query · {seconds / total:.0%}"
+        + (f" · {near[name]['share']:.0%} of the ceiling" if name in near else "")
+        for name, seconds in stages.items()
     }
     sizes = {name: size for name, size in _largest_first(report["index_bytes"]).items() if name != "total" and size}
     items = report["artifact"]["num_items"]
@@ -205,9 +241,20 @@ def _stages(report: Mapping[str, Any]) -> str:
     )
     return (
         page.bars(stages, shown)
+        + page.paragraph(_ceilings(report))
         + '<h2 style="margin-top:1.4rem">What the artifact holds</h2>'
         + page.bars(sizes, sized)
         + page.paragraph(note)
+    )
+
+
+def _ceilings(report: Mapping[str, Any]) -> str:
+    limits = report["ceilings"]
+    int8, copied = limits["int8_multiply_adds_per_s"], limits["copy_bytes_per_s"]
+    rate = "unknown" if int8 is None else f"{int8 / 1e9:,.0f} billion multiply-adds a second"
+    return (
+        f"Ceilings of this machine, measured now: int8 matrix product {rate}; copying memory {copied / 1e9:,.1f} GB/s. "
+        "Shares count only the work that no search could avoid."
     )
 
 

@@ -26,6 +26,7 @@ class Sample:
         ids: of the queries, int64 or large_string.
         rows: int64 [B], their rows in the table.
         vectors: float32 [B, D], B >= 1.
+        columns: the other columns that were asked for.
         filters: a text, or None, for each.
         rejected: (table row, reason) of the rows drawn that cannot be used.
     """
@@ -33,12 +34,15 @@ class Sample:
     ids: pa.Array
     rows: np.ndarray
     vectors: torch.Tensor
+    columns: pa.RecordBatch
     filters: Sequence[str | Node | None]
     rejected: Sequence[tuple[int, str]]
 
 
-def draw_sample(reader: QueryReader, table: Table, count: int, seed: int) -> Sample:
+def draw_sample(reader: QueryReader, table: Table, count: int, seed: int, columns: Sequence[str] = ()) -> Sample:
     """Read at most `count` queries of a table, drawn by the seed; those that cannot be used are left out.
+
+    `columns` are read beside what the reader needs.
 
     Raises:
         InputError: none of them can be used.
@@ -47,15 +51,17 @@ def draw_sample(reader: QueryReader, table: Table, count: int, seed: int) -> Sam
     if len(rows) > count:
         rows = np.sort(np.random.default_rng([seed, 5]).choice(table.num_rows, count, replace=False))
     picked = []
-    for first, batch in table.batches(reader.columns, BATCH_ROWS):
+    for first, batch in table.batches([*reader.columns, *columns], BATCH_ROWS):
         low, high = np.searchsorted(rows, [first, first + batch.num_rows])
         if low < high:
             picked.append(batch.take(pa.array(rows[low:high] - first)))
-    read = reader.read(pa.Table.from_batches(picked).combine_chunks().to_batches()[0])
+    batch = pa.Table.from_batches(picked).combine_chunks().to_batches()[0]
+    read = reader.read(batch)
     rejected = [(int(rows[place]), reason) for place, reason in sorted(read.bad.reasons.items())]
     if not len(read.usable):
         row, reason = rejected[0]
         raise InputError(f"{table.name}: none of {len(rows)} queries can be used; {table.where(row)}: {reason}")
     assert isinstance(read.filters, GivenFilters)
     usable = pa.array(read.usable)
-    return Sample(read.ids.take(usable), rows[read.usable], read.vectors, read.filters.given, rejected)
+    others = batch.select(list(columns)).take(usable)
+    return Sample(read.ids.take(usable), rows[read.usable], read.vectors, others, read.filters.given, rejected)

@@ -224,6 +224,19 @@ def test_recall_below_the_minimum(tiny, tmp_path, monkeypatch):
     assert read_report(tmp_path / "r")["runs"]
 
 
+def opening(report):
+    """The verdict as a reader meets it: the first sentence of the page below its title."""
+    text = read_page(render(report)).text
+    assert text.index(report["verdict"]["text"]) < text.index("Throughput, planned")
+    return report["verdict"]["level"], report["verdict"]["text"]
+
+
+def test_a_right_result_says_so(made):
+    level, text = opening(made[1])
+    assert level in ("good", "unsure")
+    assert re.match(r"Results are right: recall@10 (0\.9|1\.0)\d+ at", text)
+
+
 def test_a_filter_that_is_ignored_shows(tiny, tmp_path, monkeypatch):
     search = stcli.Retriever.search
 
@@ -234,6 +247,9 @@ def test_a_filter_that_is_ignored_shows(tiny, tmp_path, monkeypatch):
     report = run(tiny, tmp_path)
     assert "Every result satisfies its filter" in failed(report)
     assert report["runs"][0]["ineligible"] > 0
+    level, text = opening(report)
+    assert level == "wrong"
+    assert re.search(r"Do not trust these results: [\d,]+ results do not satisfy their filter", text)
     assert "Every result satisfies its filter" not in read_page(render(report)).text
     assert "results do not satisfy their filter" in read_page(render(report)).text
 
@@ -247,6 +263,9 @@ def test_shuffled_ids_show(tiny, tmp_path, monkeypatch):
     report = run(tiny, tmp_path, items=str(tiny.items))
     assert {"Scores belong to their items", "Recall reaches the target"} <= set(failed(report))
     assert report["runs"][0]["recall"]["mean"] < 0.5
+    level, text = opening(report)
+    assert level == "wrong"
+    assert "of the scores are those of the item returned" in text
 
 
 def test_poor_recall_shows(tiny, tmp_path, monkeypatch):
@@ -255,6 +274,10 @@ def test_poor_recall_shows(tiny, tmp_path, monkeypatch):
     assert failed(report) == ["Recall reaches the target"]
     assert report["runs"][0]["recall"]["mean"] < 0.9
     assert report["recommended"]["setting"] == "exact"
+    level, text = opening(report)
+    assert level == "poor"
+    assert text.startswith("Too few of the right items are found: recall 0.")
+    assert "for a target of 0.95" in text
 
 
 def test_results_that_differ_between_repetitions_show(tiny, tmp_path, monkeypatch):
@@ -349,6 +372,51 @@ def test_command_line_quotes_and_leaves_defaults_out():
         command_line("m", ["a", "b"], "out", config)
         == "stcli bench m a b -o out --filter-column 'my filter' --probes 1,2"
     )
+
+
+def test_recall_against_given_lists(tiny, tmp_path):
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "exact", k=10, exact=True, filter_column="filter")
+    report = run(tiny, tmp_path, truth=str(tmp_path / "exact"))
+    assert report["truth"]["over"] == "given lists"
+    assert report["runs"][-1]["recall"]["mean"] == 1
+    assert report["runs"][1]["recall"]["mean"] == pytest.approx(
+        report["runs"][1]["recall_exact"]["mean"], abs=0.02
+    )  # twins tie
+    assert "Truth: the lists in" in read_page(render(report)).text
+    # Half of each list replaced by items that nobody returns: recall halves, and the page opens with that.
+    halved = pq.read_table(tmp_path / "exact").to_pylist()
+    lists = pa.array(
+        [[item if place % 2 else -1 - place for place, item in enumerate(line["item_id"])] for line in halved]
+    )
+    ids = pa.array([line["query_id"] for line in halved])
+    pq.write_table(pa.table({"query_id": ids, "best": pa.array(lists)}), tmp_path / "t.parquet")
+    report = run(tiny, tmp_path, truth=str(tmp_path / "t.parquet"), truth_column="best", overwrite=True)
+    assert report["runs"][-1]["recall"]["mean"] == pytest.approx(0.5, abs=0.05)
+    assert opening(report)[0] == "poor"
+
+
+def test_relevant_items_and_cost(tiny, tmp_path):
+    exact = stcli.open_artifact(tiny.model)(tiny.vectors, tiny.filters, 10, exact=True)
+    third = [ids[2:3].tolist() if len(ids) > 2 else [] for ids in exact.item_ids]
+    table = pq.read_table(tiny.queries).append_column("liked", pa.array(third, pa.list_(pa.int64())))
+    pq.write_table(table, tmp_path / "q.parquet")
+    stcli.bench(
+        tiny.model, tmp_path / "q.parquet", tmp_path / "r", relevant_column="liked", price_per_hour=3.6,
+        **{**OPTIONS, "repeat": 1, "probes": (4,)},
+    )  # fmt: skip
+    report = read_report(tmp_path / "r")
+    best = report["runs"][-1]["relevance"]
+    assert best["hit_rate"]["mean"] == best["recall"]["mean"] == 1
+    assert best["ndcg"]["mean"] == pytest.approx(0.5)  # third place: 1 / log2(4)
+    assert report["runs"][1]["relevance"]["ndcg"]["mean"] < 0.5
+    assert report["cost"]["per_million"] == pytest.approx(1000 / report["runs"][0]["queries_per_s"]["median"])
+    page = read_page((tmp_path / "r" / "report.html").read_text(encoding="utf-8"))
+    assert "NDCG@10" in page.text
+    assert "Cost of a million queries" in page.text
+    with pytest.raises(InputError, match="--relevant-column"):
+        run(tiny, tmp_path, relevant_column="likes", overwrite=True)
+    with pytest.raises(InputError, match="--price-per-hour"):
+        run(tiny, tmp_path, price_per_hour=0.0, overwrite=True)
 
 
 def test_recommended_setting():
