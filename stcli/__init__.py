@@ -18,6 +18,7 @@ _HOMES = {
     "pack_model": "stcli.pipeline.pack_model",
     "retrieve": "stcli.pipeline.retrieve",
     "bench": "stcli.pipeline.bench",
+    "compare": "stcli.pipeline.compare",
     "inspect": "stcli.pipeline.inspect",
     "explain": "stcli.pipeline.explain",
     "open_artifact": "stcli.model.open",

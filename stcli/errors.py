@@ -6,6 +6,8 @@ not a `StcliError` is a bug and keeps its stack trace.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class StcliError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
@@ -61,9 +63,17 @@ class RunError(StcliError):
 
 
 class ThresholdError(StcliError):
-    """The run finished, but a threshold that the caller asked for was missed."""
+    """The run finished, but a threshold that the caller asked for was missed.
+
+    Attributes:
+        summary: of the run, if the command prints one all the same.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, summary: dict[str, Any] | None = None) -> None:
+        self.summary = summary or {}
+        super().__init__(message)
 
 
 def caret(text: str, position: int, width: int = 72) -> str:

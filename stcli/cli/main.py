@@ -14,6 +14,7 @@ import typer
 
 from stcli import __version__
 from stcli.cli.build import build_index, pack_model
+from stcli.cli.compare import compare
 from stcli.cli.look import explain, inspect
 from stcli.cli.search import bench, retrieve
 from stcli.errors import StcliError
@@ -25,6 +26,7 @@ HELP = """Filtered embedding retrieval over Parquet: each query with its own fil
   stcli pack-model  items.index       -o model.safetensors   index    -> one model artifact
   stcli retrieve    model.safetensors queries.parquet -o results
   stcli bench       model.safetensors queries.parquet -o report
+  stcli compare     report-a report-b                        or two results directories
   stcli inspect     ANY-OF-THESE
   stcli explain     model.safetensors --filter TEXT
 """
@@ -40,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     suggest_commands=True,
 )
-for command in (build_index, pack_model, retrieve, bench, inspect, explain):
+for command in (build_index, pack_model, retrieve, bench, compare, inspect, explain):
     app.command(no_args_is_help=True)(command)
 
 

@@ -63,7 +63,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if key in ("command", "version", "options", "warnings") or value is None or value == {}:
             continue
         group = key.replace("_", " ")
-        if not isinstance(value, Mapping):
+        if not isinstance(value, Mapping) or "before" in value:
             rows.append((group, "", show(key, value, key)))
             continue
         for name, item in value.items():
@@ -77,6 +77,9 @@ def show(name: str, value: Any, group: str) -> str:
     """A number with thousands separators, bytes with a unit, seconds with `s`; anything else as text."""
     if isinstance(value, bool) or value is None:
         return str(value)
+    if isinstance(value, Mapping) and {"before", "after"} <= set(value):
+        change = f", {value['change']}" if "change" in value else ""
+        return f"{show(name, value['before'], group)} → {show(name, value['after'], group)}{change}"
     if isinstance(value, int) and ("bytes" in group or name.endswith("bytes")):
         return show_bytes(value)
     if isinstance(value, int | float) and group == "timings_s":

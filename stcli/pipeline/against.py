@@ -305,7 +305,8 @@ class Judge:
         for start in range(0, len(rows), JUDGED_AT_ONCE):
             part = slice(start, start + JUDGED_AT_ONCE)
             vectors = self._items.vectors[np.maximum(rows[part], 0)].astype(np.float64)
-            scores[part] = np.einsum("bkd,bd->bk", vectors, self._queries.vectors[part].astype(np.float64))
+            queries = self._queries.vectors[start : start + len(vectors)].astype(np.float64)
+            scores[part] = np.einsum("bkd,bd->bk", vectors, queries)
         scores[rows < 0] = -np.inf
         for query, tree in enumerate(self._queries.trees[: len(rows)]):
             if tree is not None:

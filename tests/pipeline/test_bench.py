@@ -481,6 +481,8 @@ def contest(tiny, tmp_path_factory):
         patch.setattr(module, "LATENCY_SECONDS", 0.05)
         patch.setattr(module, "STAGE_REPEATS", 1)
         patch.setattr(against, "LEAST_SECONDS", 0.0)
+        patch.setattr(against, "LEAST_QUERIES", 47)
+        patch.setattr(against, "RUN_SECONDS", 0.0)
         patch.setattr(against, "missing", lambda name: "faiss is not installed; get it" if name == "faiss" else None)
         stcli.bench(
             tiny.model, tiny.queries, output, **{**OPTIONS, "repeat": 2, "probes": (4,)},
@@ -498,6 +500,7 @@ def test_against_others_at_equal_recall(contest):
     assert [entry["name"] for entry in free["contenders"]] == ["stcli", "torch", "silvertorch preset"]
     ours = {line["name"]: line for line in filtered["contenders"][0]["settings"]}
     assert ours["exact"]["recall"]["mean"] == 1
+    assert ours["exact"]["queries"] == 47  # slow settings run on the first queries only
     assert {"planned for 0.9", "planned for 0.95"} <= set(ours)
     assert filtered["contenders"][1]["settings"][0]["recall"]["mean"] > 0.999
     assert [table["target"] for table in free["matched"]] == [0.9, 0.95, 0.999]
