@@ -20,7 +20,7 @@ from stcli.cli.main import app, run
 from tests import process
 from tests.conftest import Tiny
 
-COMMANDS = ("build-index", "pack-model", "retrieve", "bench", "inspect", "explain")
+COMMANDS = ("build-index", "pack-model", "retrieve", "bench", "compare", "inspect", "explain")
 
 
 @pytest.fixture
