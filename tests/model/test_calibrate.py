@@ -11,6 +11,7 @@ import torch
 
 from stcli.errors import InputError
 from stcli.filters.source import GivenFilters
+from stcli.model import retriever
 from stcli.model.calibrate import Sample, calibrate
 from stcli.model.planner import BANDS, PROBE
 from tests.model.corpus import Corpus, check_results, make
@@ -141,3 +142,24 @@ def test_refused_for_another_artifact_or_k(large, measured, tmp_path):
         corpus.model(queries, None, 21, calibration=measured)
     with pytest.raises(InputError, match="measured on artifact 123"):
         corpus.model(queries, None, K, calibration=replace(measured, artifact="123"))
+
+
+def test_rows_of_very_different_lengths_need_fewer_clusters_by_their_radii(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    rows = clustered(12_000, 24, 5) * rng.lognormal(0, 1, (12_000, 1)).astype(np.float32)
+    corpus = make(tmp_path, rows, clusters=128)
+    queries = clustered(500, 24, 6)
+    probes = {}
+    for share in (0.0, retriever.REACHED_SHARE):
+        monkeypatch.setattr(retriever, "REACHED_SHARE", share)
+        found = calibrate(corpus.model, corpus.model.check_queries(queries), given(corpus, [None] * 500), 50)
+        assert found.lower_bound[0] >= 0.95
+        probes[share] = found.probes[0]
+    assert probes[retriever.REACHED_SHARE] < 0.8 * probes[0.0]
+
+
+def clustered(rows, dim, seed):
+    """Unit vectors around forty directions that do not depend on `seed`."""
+    centres, rng = np.random.default_rng(1).normal(size=(40, dim)), np.random.default_rng(seed)
+    found = centres[rng.integers(40, size=rows)] + 2 * rng.normal(size=(rows, dim))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
