@@ -1,0 +1,87 @@
+"""A kernel that has lost a barrier is caught: the emulation gives another result, or says what is wrong."""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+
+from stcli.ops.keys import EMPTY_KEY, split_keys
+from tests.emulation.emulate import COMPILER, KERNELS, WHY_MISSING, load, run
+from tests.kernels import launches, test_score
+from tests.kernels.test_select_keys import some_keys
+from tests.ops.search_cases import expected, named_case
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+
+BARRIER = "__syncthreads();"
+
+
+def without(monkeypatch, file: str, number: int) -> None:
+    """From now on `file` runs without its barrier `number`."""
+    parts = (KERNELS / f"{file}.cu").read_text(encoding="utf-8").split(BARRIER)
+    text = BARRIER.join(parts[: number + 1]) + BARRIER.join(["", *parts[number + 1 :]]).removeprefix(BARRIER)
+    assert text.count(BARRIER) == len(parts) - 2
+    load(text)  # here, so that no child is stopped while it compiles
+    whole = launches.run_kernel
+
+    def run_kernel(source, kernel, **launch):
+        if source != file:
+            return whole(source, kernel, **launch)
+        return run(text, kernel, **launch)
+
+    monkeypatch.setattr(launches, "run_kernel", run_kernel)
+
+
+def search(form: str, seed: int) -> bool:
+    """Whether a search whose rows come in several stages has the right answer."""
+    case = named_case("odd_width")
+    found, _ = launches.search(case, launches.FORMS[form], test_score.by_rows(case), 1024, 1000, seed)
+    rows, scores = expected("odd_width", every_cluster=True)
+    return found.rows.tolist() == rows and found.scores.tolist() == scores
+
+
+def select_and_sort(seed: int) -> bool:
+    """Whether the best 100 of 1,500 keys, their threshold and their order are right."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = torch.stack([some_keys(generator, 1500, 1500, style) for style in ("random", "few_scores")])
+    best = keys.sort(dim=1, descending=True).values[:, :100]
+    counts, kept = torch.full((2,), 1500), torch.zeros(2, dtype=torch.int64)
+    thresholds, redo = torch.full((2, 2), EMPTY_KEY)
+    launches.select(keys, counts, kept, 100, thresholds, redo, seed)
+    found = launches.sort(keys, counts, 100, seed=seed)
+    return torch.equal(thresholds, best[:, -1]) and torch.equal(found.rows, split_keys(best).rows)
+
+
+def is_right(question, *arguments) -> bool:
+    """The answer of a process of its own: a broken kernel may write anywhere, or never end."""
+
+    def answer() -> None:
+        signal.alarm(20)
+        faulthandler.disable()
+        os._exit(0 if question(*arguments) else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=answer)
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def test_with_all_of_them_it_is_right():
+    assert all(is_right(select_and_sort, seed) for seed in range(3))
+    assert is_right(search, "mma_narrow", 0)
+
+
+@pytest.mark.parametrize("number", range((KERNELS / "select_keys.cu").read_text(encoding="utf-8").count(BARRIER)))
+def test_each_barrier_of_the_selection(monkeypatch, number):
+    without(monkeypatch, "select_keys", number)
+    assert not all(is_right(select_and_sort, seed) for seed in range(3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["mma", "mma_narrow"])
+def test_the_barrier_between_the_stages_of_the_rows(monkeypatch, form):
+    without(monkeypatch, "score_mma", 0)
+    assert not is_right(search, form, 0)

@@ -1,0 +1,66 @@
+"""Kernels under AddressSanitizer: no access beyond a tensor or beyond the shared memory that was asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.emulation.emulate import COMPILER, WHY_MISSING, sanitizing
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING),
+    pytest.mark.skipif(sanitizing(), reason="this is the run that the test starts"),
+]
+
+TREE = Path(__file__).parents[2]
+
+TESTS = [
+    "test_filter_match.py::test_equals_the_loop[65-30-2]",
+    "test_filter_match.py::test_equals_the_loop[4097-12-1]",
+    "test_rescore.py",
+    "test_verify_terms.py",
+    "test_select_keys.py::test_the_best_stay[100-random]",
+    *(
+        f"test_score.py::test_equals_the_loop[{case}-{form}]"
+        for case in ("all_at_once", "odd_width", "one_item")
+        for form in ("dp4a", "mma", "mma_narrow")
+    ),
+]
+
+
+def in_a_sanitized_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    library = subprocess.run(
+        [str(COMPILER), "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(library).is_file():
+        pytest.skip("the compiler has no AddressSanitizer")
+    environment = os.environ | {
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "STCLI_EMULATION_SANITIZE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", *arguments]
+    return subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_no_access_out_of_bounds():
+    done = in_a_sanitized_process(
+        "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/kernels/{test}" for test in TESTS)
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.slow
+def test_an_access_out_of_bounds_is_found():
+    done = in_a_sanitized_process("tests.kernels.read_too_far")
+    assert done.returncode != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr
+    assert "kernel.cu:3" in done.stderr
