@@ -71,6 +71,7 @@ class BuildConfig:
 
     id_column: str = "item_id"
     embedding_column: str = "embedding"
+    item_tower: str | None = None
     feature_columns: Sequence[str] | None = None
     small_features: bool = True
     keep_columns: Sequence[str] = ()

@@ -16,6 +16,15 @@ def build_index(
     output: opt.Output,
     id_column: opt.IdColumn = "item_id",
     embedding_column: opt.EmbeddingColumn = "embedding",
+    item_tower: Annotated[
+        str | None,
+        opt.option(
+            "--item-tower",
+            "JSON config of a tower (mlp) that computes the embeddings from item columns; its weights lie beside it as "
+            "safetensors. [default: the embedding column]",
+            show_default=False,
+        ),
+    ] = None,
     feature_columns: Annotated[
         str | None,
         opt.option(
@@ -98,6 +107,7 @@ def build_index(
         progress=out.progress,
         id_column=id_column,
         embedding_column=embedding_column,
+        item_tower=item_tower,
         feature_columns=None if feature_columns is None else opt.split(feature_columns),
         small_features=small_features,
         keep_columns=opt.split(keep_columns),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -65,19 +66,66 @@ class Staged:
     lengths_differ: bool
 
 
+class Vectors(Protocol):
+    """Where the embeddings of items come from.
+
+    Attributes:
+        columns: of the item table that are read.
+        dim: D.
+        dtype: in which they are kept, float16 or float32.
+    """
+
+    columns: list[str]
+    dim: int
+    dtype: np.dtype
+
+    def read(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
+        """The embeddings of a batch, dtype [rows, D]; rows without a usable one are marked bad."""
+
+
+class VectorColumn:
+    """Embeddings that stand in a column of the table; reads only as far as the first one.
+
+    Args:
+        table: of the items.
+        column: its name.
+
+    Raises:
+        InputError: no such column, or it holds no embeddings.
+    """
+
+    def __init__(self, table: Table, column: str) -> None:
+        where = f"{table.name}: column {column!r}"
+        self.columns = [column]
+        self.dtype, dim = embedding_type(table.column_type(column, "--embedding-column"), where)
+        if dim is None:
+            for _, batch in table.batches([column], 1024):
+                dim = usual_length(batch.column(0))
+                if dim is not None:
+                    break
+        if not dim:
+            raise InputError(f"{where} holds no embedding with at least one value")
+        self.dim = dim
+
+    def read(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
+        """See `Vectors`."""
+        (column,) = self.columns
+        return read_embeddings(batch.column(column), self.dim, self.dtype, bad, column)
+
+
 @dataclass(frozen=True)
 class ItemSchema:
     """What the build reads from the item table, checked against the schema.
 
     Attributes:
         features: name -> (kind, is_list).
-        dim: D.
+        vectors: the embeddings.
         dtype: in which embeddings are kept, float16 or float32.
         ids_are_strings: ids are kept as text.
     """
 
     features: dict[str, tuple[str, bool]]
-    dim: int
+    vectors: Vectors
     dtype: np.dtype
     ids_are_strings: bool
 
@@ -119,8 +167,13 @@ def _small(table: Table, columns: list[str]) -> list[str]:
     return [name for name in scalar if pc.count_distinct(sample[name]).as_py() <= SMALL_DISTINCT]
 
 
-def check_schema(table: Table, config: BuildConfig) -> ItemSchema:
-    """Check the columns that the build needs; reads only as far as the first embedding.
+def check_schema(table: Table, config: BuildConfig, vectors: Vectors | None = None) -> ItemSchema:
+    """Check the columns that the build needs.
+
+    Args:
+        table: of the items.
+        config: options of the build.
+        vectors: the embeddings; None: those of the embedding column.
 
     Raises:
         InputError: a column is missing or has an unusable type, or the table is empty.
@@ -129,23 +182,15 @@ def check_schema(table: Table, config: BuildConfig) -> ItemSchema:
         raise InputError(f"{table.name}: has no rows; expected at least one item")
     name = table.name
     ids = id_type(table.column_type(config.id_column, "--id-column"), f"{name}: column {config.id_column!r}")
-    where = f"{name}: column {config.embedding_column!r}"
-    dtype, dim = embedding_type(table.column_type(config.embedding_column, "--embedding-column"), where)
-    if dim is None:
-        for _, batch in table.batches([config.embedding_column], 1024):
-            dim = usual_length(batch.column(0))
-            if dim is not None:
-                break
-    if not dim:
-        raise InputError(f"{where} holds no embedding with at least one value")
+    vectors = vectors or VectorColumn(table, config.embedding_column)
     features = {
         column: feature_kind(table.column_type(column, "--feature-columns"), f"{name}: column {column!r}")
         for column in feature_columns(table, config)
     }
     for column in config.keep_columns:
         table.column_type(column, "--keep-columns")
-    kept = np.dtype(np.float32) if config.metric == "cosine" else dtype
-    return ItemSchema(features, dim, kept, ids.is_string)
+    kept = np.dtype(np.float32) if config.metric == "cosine" else vectors.dtype
+    return ItemSchema(features, vectors, kept, ids.is_string)
 
 
 def ingest(
@@ -156,8 +201,9 @@ def ingest(
     Raises:
         InputError: a bad row in mode "fail", too many of them, or nothing left.
     """
-    columns = [config.id_column, config.embedding_column, *schema.features, *config.keep_columns]
-    batch_rows = int(np.clip(BATCH_BYTES // (4 * schema.dim), 256, 65_536))
+    read = [config.id_column, *schema.vectors.columns, *schema.features, *config.keep_columns]
+    columns = list(dict.fromkeys(read))
+    batch_rows = int(np.clip(BATCH_BYTES // (4 * schema.vectors.dim), 256, 65_536))
     collector = TermCollector({name: kind for name, (kind, _) in schema.features.items()}, folder)
     ids: list[pa.Array] = []
     kept = _ColumnFile(folder, table.schema, config.keep_columns)
@@ -167,8 +213,7 @@ def ingest(
         for row, batch in table.batches(columns, batch_rows):
             bad = BadRows.none(batch.num_rows)
             batch_ids = read_ids(batch.column(config.id_column), bad, config.id_column)
-            column = batch.column(config.embedding_column)
-            vectors = read_embeddings(column, schema.dim, schema.dtype, bad, config.embedding_column)
+            vectors = schema.vectors.read(batch, bad).astype(schema.dtype, copy=False)
             quarantine.take(row, bad, batch.column(config.id_column))
             if bad.bad.any():
                 good = pa.array(~bad.bad)
@@ -198,7 +243,7 @@ def ingest(
     return Staged(
         ids=all_ids,
         keep=keep,
-        embeddings=np.memmap(folder / "embeddings.bin", schema.dtype, "r", shape=(len(all_ids), schema.dim)),
+        embeddings=np.memmap(folder / "embeddings.bin", schema.dtype, "r", shape=(len(all_ids), schema.vectors.dim)),
         terms=collector.finish(),
         columns=kept.finish(),
         largest=largest,

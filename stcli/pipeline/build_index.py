@@ -15,6 +15,7 @@ from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
 from stcli.pipeline.device import choose_device, limit_threads
 from stcli.pipeline.estimate import Built, estimate_build
+from stcli.pipeline.item_tower import ItemTower
 from stcli.pipeline.memory import MemoryWatch, limit_arrow
 from stcli.storage import atomic
 from stcli.storage.index_dir import IndexWriter
@@ -49,15 +50,16 @@ def build_index(
     config.check()
     path = Path(output)
     inputs = [items] if isinstance(items, str | Path) else list(items)
-    atomic.check_output(path, config.overwrite, inputs=inputs)
+    more = [] if config.item_tower is None else [config.item_tower]
+    atomic.check_output(path, config.overwrite, inputs=[*inputs, *more])
     device = choose_device(config.device)
     limit_threads(config.threads)
     limit_arrow(config.memory_limit)
     start = time.perf_counter()
-    table = open_table(
-        inputs, [config.id_column, config.embedding_column, *(config.feature_columns or ()), *config.keep_columns]
-    )
-    schema = check_schema(table, config)
+    vectors = [config.embedding_column] if config.item_tower is None else []
+    table = open_table(inputs, [config.id_column, *vectors, *(config.feature_columns or ()), *config.keep_columns])
+    tower = None if config.item_tower is None else ItemTower(table, config.item_tower)
+    schema = check_schema(table, config, tower)
     if config.embedding_version is None:
         stated = (table.schema.metadata or {}).get(VERSION_METADATA)
         config.embedding_version = stated.decode() if stated else None
@@ -86,6 +88,8 @@ def build_index(
             body = build.run()
             del staged, build
         sealing = time.perf_counter()
+        if tower is not None:
+            body["item_tower"] = tower.fingerprint
         manifest = writer.finish({**body, "input": table.fingerprint(), "rejected": len(quarantine)})
         rejected = quarantine.write(path)
         timings["seal"] = time.perf_counter() - sealing
@@ -94,7 +98,7 @@ def build_index(
         "command": "build-index",
         "version": __version__,
         "options": asdict(config),
-        "inputs": {"items": [str(item) for item in inputs]},
+        "inputs": {"items": [str(item) for item in inputs], "item_tower": config.item_tower},
         "counts": {key: manifest[key] for key in ("num_items", "dim", "num_clusters", "zero_vectors", "rejected")},
         "filter": {key: value for key, value in manifest["filter"].items() if key != "features"},
         "cluster_sizes": manifest["cluster_sizes"],

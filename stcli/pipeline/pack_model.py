@@ -88,7 +88,7 @@ def pack_model(
         overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), kept)
         tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0)
         body = {
-            **{key: manifest[key] for key in INDEX_KEYS},
+            **{key: manifest[key] for key in (*INDEX_KEYS, "item_tower") if key in manifest},
             "tool_version": __version__,
             "index": manifest["fingerprint"],
             "embedding_dtype": config.embedding_dtype,
