@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from stcli.filters.layout import Layout, paper_layout, plan_layout
 from stcli.filters.vocabulary import Vocabulary
 from stcli.index import kmeans, write
 from stcli.index.ingest import Staged
+from stcli.ops import dispatch
 from stcli.ops.build_bit_matrix import build_bit_matrix
 from stcli.ops.count_bits import count_bits
 from stcli.ops.filter_match import filter_match
@@ -56,6 +57,7 @@ class Build:
                 staged,
                 order,
                 scale,
+                self.device,
                 config.backend,
                 lambda done: self.progress("quantize", done, num_items, "items"),
             )
@@ -130,7 +132,23 @@ class Build:
         )
         offsets = np.load(folder / "term_offsets.npy", mmap_mode="c")
         terms = Postings(torch.from_numpy(values), torch.from_numpy(offsets))
-        return layout, build_bit_matrix(terms, layout.plan, backend=self.config.backend)
+        backend = _host_backend(self.config.backend)
+        if self.device.type == "cpu" or dispatch.resolve(backend, terms.values) == "native":
+            # Beside a GPU too: its torch form waits for it some thirty times a block of 4,096 items.
+            return layout, build_bit_matrix(terms, layout.plan, backend=backend)
+        moved = {
+            name: getattr(layout.plan, name).to(self.device) for name in ("own_row", "bloom", "slices", "presence")
+        }
+        there = Postings(terms.values.to(self.device), terms.offsets.to(self.device))
+        built = build_bit_matrix(there, replace(layout.plan, **moved), backend="torch")
+        return layout, replace(
+            built, own=built.own.cpu(), bloom=built.bloom.cpu(), bloom_offsets=built.bloom_offsets.cpu()
+        )
+
+
+def _host_backend(backend: str) -> str:
+    """The backend asked for, for tensors that stay on the host."""
+    return "auto" if backend == "cuda" else backend
 
 
 class _Timer:
@@ -175,7 +193,7 @@ def describe_filter(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, c
         "bloom_rows": [int(widths.min()), int(widths.median()), int(widths.max())] if len(widths) else [0, 0, 0],
         "num_hashes": matrix.num_hashes,
         "bloom_fpr": layout.plan.bloom_fpr,
-        "measured_fpr": measured_rate(matrix, vocabulary, layout, config.backend),
+        "measured_fpr": measured_rate(matrix, vocabulary, layout, _host_backend(config.backend)),
         "paper": layout.paper,
         "fixed_width": layout.plan.fixed_width,
         "bytes_per_item": round(num_bytes / matrix.num_items, 3),

@@ -51,9 +51,15 @@ def order_by_cluster(keep: np.ndarray, chosen: np.ndarray, distances: np.ndarray
 
 
 def write_vectors(
-    writer: IndexWriter, staged: Staged, order: RowOrder, scale: float | None, backend: str, done: Callable[[int], None]
+    writer: IndexWriter,
+    staged: Staged,
+    order: RowOrder,
+    scale: float | None,
+    device: torch.device,
+    backend: str,
+    done: Callable[[int], None],
 ) -> None:
-    """Write `codes`, `scales` and `embeddings`."""
+    """Write `codes` and `scales`, computed on `device`, and `embeddings`."""
     num_items, dim = len(order.source), staged.embeddings.shape[1]
     embeddings = writer.create("embeddings", staged.embeddings.dtype, (num_items, dim))
     codes = writer.create("codes", np.int8, (num_items, pad_dim(dim)))
@@ -63,9 +69,9 @@ def write_vectors(
         part = slice(start, start + step)
         vectors = staged.embeddings[order.source[part]]
         embeddings[part] = vectors
-        quantized = quantize_rows(torch.from_numpy(vectors), scale=scale, backend=backend)
-        codes[part] = quantized.codes.numpy()
-        scales[part] = quantized.scales.numpy()
+        quantized = quantize_rows(torch.from_numpy(vectors).to(device), scale=scale, backend=backend)
+        codes[part] = quantized.codes.cpu().numpy()
+        scales[part] = quantized.scales.cpu().numpy()
         done(min(start + step, num_items))
 
 

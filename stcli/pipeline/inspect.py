@@ -11,6 +11,7 @@ import pyarrow as pa
 from stcli.errors import FormatError
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.pack_tower import tower_summary
+from stcli.pipeline.place import on_a_gpu
 from stcli.pipeline.report import PAGE, read_report
 from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.storage import remote
@@ -85,6 +86,7 @@ def _artifact(path: str | Path, verify: bool) -> dict[str, Any]:
     told["tower"] = tower_summary(opened.manifest)
     told["value_models"] = {name: model["formula"] for name, model in opened.manifest.get("value_models", {}).items()}
     told["origin"]["index"] = opened.manifest["index"]
+    told["placement"] = on_a_gpu(opened.manifest)
     return told | ({"verified": ["hashes", *check_arrays(opened.manifest, opened.arrays, str(path))]} if verify else {})
 
 

@@ -10,7 +10,7 @@ import torch
 
 from stcli.config import RetrieveConfig
 from stcli.errors import InputError
-from stcli.model.placement import Placement, check_wanted, choose_placement, group_bytes
+from stcli.model.placement import REQUIRED, Placement, check_wanted, choose_placement, group_bytes
 from stcli.model.planner import default_candidates
 from stcli.pipeline.device import free_bytes
 from stcli.pipeline.sizes import array_bytes
@@ -45,6 +45,17 @@ def placement_of(
         wanted=parse_places(config.place) if wanted is None else wanted,
         batch_size=config.batch_size,
     )
+
+
+def on_a_gpu(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What of an artifact a GPU must hold, holds where there is room, and leaves on the host, with sizes."""
+    sizes = group_bytes({name: array_bytes(entry) for name, entry in manifest["arrays"].items()})
+    kinds = {"gpu": REQUIRED, "gpu where it fits": ("embeddings",), "host": ("terms",)}
+    return {
+        kind: ", ".join(f"{group} {sizes[group] / 1e9:.3f} GB" for group in groups if group in sizes)
+        for kind, groups in kinds.items()
+        if any(group in sizes for group in groups)
+    }
 
 
 def parse_places(given: tuple[str, ...] | list[str] | Any) -> dict[str, str]:

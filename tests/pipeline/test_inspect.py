@@ -57,6 +57,8 @@ def test_artifact(tiny):
     assert told["options"]["embedding_dtype"] == "float16"
     assert told["origin"]["index"] == stcli.inspect(tiny.index)["fingerprint"]
     assert told["bytes"]["embeddings"] == NUM_ITEMS * (2 * DIM + 1)
+    assert list(told["placement"]) == ["gpu", "gpu where it fits", "host"]
+    assert told["placement"]["host"].startswith("terms ")
 
 
 def test_string_ids_and_an_index_without_features(tmp_path):
