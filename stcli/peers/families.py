@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 
 from stcli.peers.protocol import Peer
 
-NEEDS = {"faiss": "faiss", "torch": None, "paper": None}
+NEEDS: dict[str, str | None] = {"faiss": "faiss", "torch": None, "paper": None}
 """Names, and the module that must be installed."""
 
 INSTALL = {"faiss": "pip install 'stcli[bench]'"}
@@ -19,6 +20,12 @@ def missing(family: str) -> str | None:
     if module is None or find_spec(module) is not None:
         return None
     return f"{module} is not installed; {INSTALL[family]}"
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Versions of the libraries behind some families."""
+    modules = sorted(module for name in names if (module := NEEDS[name]) is not None)
+    return {module: str(import_module(module).__version__) for module in modules}
 
 
 def members(family: str) -> Sequence[Peer]:

@@ -22,7 +22,7 @@ from stcli.model.planner import Calibration, SearchOptions
 from stcli.model.retriever import Retriever
 from stcli.ops import native
 from stcli.peers.bitmaps import holds
-from stcli.peers.families import members, missing
+from stcli.peers.families import members, missing, versions
 from stcli.peers.protocol import Items, Peer, Queries
 from stcli.pipeline import matched
 from stcli.pipeline.clock import forget_plans
@@ -130,6 +130,7 @@ class Against:
         none: list[str | Node | None] = [None] * len(self.sample.filters)
         workloads.append(self._workload(UNFILTERED, none, peers, left_out, truth))
         return {
+            "versions": versions(family for family in self.config.against if family not in named),
             "threads": threads,
             "targets": list(self._targets),
             "batch_size": self.batch_size,

@@ -55,8 +55,8 @@ def ratios(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, floa
 def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], criteria: Sequence[str]) -> list[Any]:
     """Every contender at every target: `target`, `criterion` and `lines`; ours is the first contender.
 
-    A line: `name`; `setting`, `recall` and `queries_per_s` of the fastest setting that reaches it, or None;
-    `interpolated`; `ratio`, how many times faster ours is.
+    A line: `name`; `setting`, `recall`, `queries_per_s` and `ineligible` of the fastest setting that reaches it,
+    or None; `interpolated`; `ratio`, how many times faster ours is.
     """
     tables = []
     for target in (*targets, EXACT):
@@ -64,14 +64,15 @@ def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], cri
             best = [fastest(contender["settings"], target, criterion) for contender in contenders]
             lines = []
             for contender, setting in zip(contenders, best, strict=True):
-                line = {"name": contender["name"], "setting": None, "recall": None, "queries_per_s": None}
+                line: dict[str, Any] = dict.fromkeys(("setting", "recall", "queries_per_s", "ineligible", "ratio"))
+                line["name"] = contender["name"]
                 line["interpolated"] = interpolated(contender["settings"], target, criterion)
-                line["ratio"] = None
                 if setting is not None:
                     line |= {
                         "setting": setting["name"],
                         "recall": reached(setting, criterion),
                         "queries_per_s": setting["queries_per_s"]["median"],
+                        "ineligible": setting["ineligible"],
                     }
                     if best[0] is not None and contender is not contenders[0]:
                         line["ratio"] = ratios(best[0], setting)

@@ -21,6 +21,7 @@ from stcli.ops import native
 from stcli.pipeline.ceilings import shares, stage_work
 from stcli.pipeline.clock import PLANNING
 from stcli.pipeline.machine import describe_machine, versions
+from stcli.pipeline.matched import EXACT
 from stcli.pipeline.metrics import (
     Quality,
     band_numbers,
@@ -188,7 +189,7 @@ def assemble(found: Measurements) -> dict[str, Any]:
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(found.config).items()
         },
         "machine": describe_machine(model.device) | {"threads": native.num_threads()},
-        "versions": versions(),
+        "versions": versions() | (found.against or {}).get("versions", {}),
         "load": {
             "other_cores": number_or_none(float(np.mean(other))),
             "most_other_cores": number_or_none(float(np.max(other))),
@@ -306,6 +307,11 @@ def _checks(
         exact = mean_recall(next(iter(quality.values()))[-1].recall)["mean"]
         holds = exact is None or exact > 0.9999
         check("Exact search is exact", holds, f"exact search has recall {_share(exact)} over the {PACKED}")
+    others = _exact_others(found.against)
+    if others:
+        least = min(others)
+        detail = f"another library's exact search has recall {least:.4f} by this truth"
+        check("Others' exact search agrees with the truth", least >= EXACT, detail)
     low = [band["band"] for band in planned["bands"] if band["queries"] and band["high"] < target]
     mean = planned["recall"]["mean"]
     check(
@@ -322,6 +328,15 @@ def _checks(
         "timing",
     )
     return checks
+
+
+def _exact_others(against: Mapping[str, Any] | None) -> list[float]:
+    """Recall of the exact settings of the others: an independent look at the truth and at the filters."""
+    if against is None:
+        return []
+    contenders = [entry for workload in against["workloads"] for entry in workload["contenders"][1:]]
+    settings = [setting for entry in contenders for setting in entry["settings"] if setting["name"] == "exact"]
+    return [setting["recall"]["mean"] for setting in settings if setting["recall"]["mean"] is not None]
 
 
 def verdict(body: Mapping[str, Any]) -> dict[str, str]:

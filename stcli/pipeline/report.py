@@ -334,8 +334,8 @@ def _commands(report: Mapping[str, Any]) -> str:
         else "No setting reaches the target in every band; the exact one comes nearest:"
     )
     return (
-        page.paragraph(words)
-        + page.code(advice["command"])
-        + page.paragraph("This report again:")
+        page.paragraph("This report again:")
         + page.code(report["command"])
+        + page.paragraph(words)
+        + page.code(advice["command"])
     )

@@ -39,7 +39,7 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
     lines = []
     for line in table["lines"]:
         if line["setting"] is None:
-            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–"])
+            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–", "–"])
             continue
         ratio = line["ratio"]
         times = "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})"
@@ -47,13 +47,13 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
         lines.append(
             [
                 page.escape(line["name"]), page.escape(line["setting"]), show.recall(line["recall"]),
-                show.number(line["queries_per_s"]), between, times,
+                show.number(line["queries_per_s"]), between, show.bad(line["ineligible"]), times,
             ]
         )  # fmt: skip
     exact = table["target"] == EXACT
     title = "Exact search" if exact else f"At recall@{k} of {table['target']:g}, {table['criterion']}"
-    head = ["", "setting", "recall", "queries/s", "between settings", "times faster, stcli"]
-    return f"<h2>{page.escape(title)}</h2>" + page.table(head, lines, strong=0)
+    head = ["", "setting", "recall", "queries/s", "between settings", "ineligible", "times faster, stcli"]
+    return f'<h2 style="margin-top:1.4rem">{page.escape(title)}</h2>' + page.table(head, lines, strong=0)
 
 
 def _built(against: Mapping[str, Any]) -> str:

@@ -508,6 +508,10 @@ def test_against_others_at_equal_recall(contest):
         for line in table["lines"]:
             assert line["setting"] is None or line["recall"] >= table["target"]
     assert free["matched"][-1]["lines"][1]["ratio"]["low"] > 0
+    checks = {check["name"]: check["ok"] for check in contest[0]["checks"]}
+    assert checks["Others' exact search agrees with the truth"]
+    worst = max(line["ineligible"] for line in free["contenders"][2]["settings"])
+    assert worst == 0
 
 
 def test_who_could_not_take_part_is_named(contest):

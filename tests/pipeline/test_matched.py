@@ -8,7 +8,14 @@ from stcli.pipeline.matched import EVERY_BAND, EXACT, MEAN, fastest, interpolate
 def setting(name, recall, speed, band=None, step=True, runs=None):
     bands = [{"queries": 3, "mean": band if band is not None else recall}, {"queries": 0, "mean": None}]
     speeds = {"median": speed, "runs": runs or [speed]}
-    return {"name": name, "step": step, "recall": {"mean": recall}, "bands": bands, "queries_per_s": speeds}
+    return {
+        "name": name,
+        "step": step,
+        "ineligible": 0,
+        "recall": {"mean": recall},
+        "bands": bands,
+        "queries_per_s": speeds,
+    }
 
 
 LADDER = [setting("4", 0.8, 1000), setting("8", 0.9, 500, band=0.7), setting("16", 0.96, 100)]
