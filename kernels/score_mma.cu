@@ -283,6 +283,9 @@ struct Tile {
   }
 };
 
+static_assert(Tile<false, 2, 4, 4, 4>::QUERIES == TILE_QUERIES, "of score_mma");
+static_assert(Tile<false, 8, 1, 1, 4>::QUERIES == NARROW_QUERIES, "of score_mma_narrow");
+
 // Kernels of their own for scores and for bounds: one kernel with both bodies keeps too many registers for two blocks
 // on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) score_mma(SCORE_PARAMETERS) {
