@@ -9,7 +9,7 @@ import numpy as np
 
 from stcli.peers.bitmaps import rows_of
 from stcli.peers.protocol import Items, Queries
-from stcli.peers.workers import Workers
+from stcli.peers.workers import Workers, faiss_threads
 
 
 class FaissFlat:
@@ -46,11 +46,9 @@ class FaissFlat:
 
     def search(self, queries: Queries, k: int, parameter: None) -> np.ndarray:
         """Rows of the best k."""
-        import faiss
-
         if not queries.filtered:
-            faiss.omp_set_num_threads(self._items.threads)
-            return self.index.search(queries.vectors, k)[1]
+            with faiss_threads(self._items.threads):
+                return self.index.search(queries.vectors, k)[1]
 
         def answer(query: int) -> np.ndarray:
             tree = queries.trees[query]

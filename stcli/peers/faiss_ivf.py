@@ -9,7 +9,7 @@ import numpy as np
 
 from stcli.index.kmeans import default_num_clusters
 from stcli.peers.protocol import Items, Queries
-from stcli.peers.workers import Workers
+from stcli.peers.workers import Workers, faiss_threads
 
 POINTS_A_LIST = 128
 """Training points of k-means; Faiss itself takes up to 256, which costs twice the time for the same recall here."""
@@ -53,9 +53,12 @@ class FaissIvf:
 
     def build(self, items: Items) -> None:
         """Train and fill the index with all threads."""
+        with faiss_threads(items.threads):
+            self._build(items)
+
+    def _build(self, items: Items) -> None:
         import faiss
 
-        faiss.omp_set_num_threads(items.threads)
         count, dim = items.vectors.shape
         centres = self._coarse.of(items)
         lists = centres.ntotal
@@ -99,8 +102,8 @@ class FaissIvf:
         import faiss
 
         if not queries.filtered:
-            faiss.omp_set_num_threads(self._items.threads)
-            return self.index.search(queries.vectors, k, params=faiss.SearchParametersIVF(nprobe=parameter))[1]
+            with faiss_threads(self._items.threads):
+                return self.index.search(queries.vectors, k, params=faiss.SearchParametersIVF(nprobe=parameter))[1]
         bitmaps = self._items.bitmaps
 
         def answer(query: int) -> np.ndarray:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 
 AT_ONCE = 16
 """Queries that a thread takes at a time."""
+
+
+@contextmanager
+def faiss_threads(threads: int) -> Iterator[None]:
+    """Let Faiss use so many threads for a block.
+
+    It may share its OpenMP library with torch; left at two, torch's small operations wait for a second thread, and what
+    is measured next is several times slower.
+    """
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 class Workers:
