@@ -40,7 +40,7 @@ demo: export PATH := $(abspath $(BIN)):$(PATH)
 demo: demo/queries.parquet
 	rm -rf demo/items.index demo/model.safetensors demo/results demo/others demo/report
 	stcli build-index demo/items.parquet -o demo/items.index --id-column item_id --embedding-column embedding \
-	  --feature-columns category,bidirectional,width,words,script,numeric --keep-columns char,name
+	  --feature-columns category,bidirectional,width,words,script,numeric --keep-columns char,name,category,numeric
 	stcli pack-model demo/items.index -o demo/model.safetensors
 	stcli retrieve demo/model.safetensors demo/queries.parquet -o demo/results --k 10 $(COLUMNS) \
 	  --columns text,filter --item-columns char,name

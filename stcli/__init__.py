@@ -22,6 +22,7 @@ _HOMES = {
     "inspect": "stcli.pipeline.inspect",
     "explain": "stcli.pipeline.explain",
     "open_artifact": "stcli.model.open",
+    "scoring_options": "stcli.pipeline.scoring",
     "Retriever": "stcli.model.retriever",
     "Results": "stcli.model.results",
     "StcliError": "stcli.errors",

@@ -156,6 +156,11 @@ class RetrieveConfig:
     combine: str = "union"
     candidates_column: str | None = None
     k_column: str | None = None
+    overarch: str = "on"
+    value_model: str | None = None
+    value_model_column: str | None = None
+    max_per: Sequence[str] = ()
+    distinct_by: Sequence[str] = ()
     filter_column: str | None = None
     filter: str | None = None
     exclude_column: str | None = None
@@ -218,6 +223,7 @@ class RetrieveConfig:
         one_of("--verify", self.verify, ("auto", "on", "off"))
         if self.candidates_column is not None and (self.audit is not None or self.min_recall is not None):
             raise InputError("--candidates-column searches nothing, so there is no recall to --audit; leave one out")
+        one_of("--overarch", self.overarch, ("on", "off"))
         one_of("--combine", self.combine, ("union", "intersection"))
         fraction("--max-bad-fraction", self.max_bad_fraction)
         if not 0 < self.target_recall <= 1:

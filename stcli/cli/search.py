@@ -44,6 +44,31 @@ def retrieve(
             "--k-column", "Query column with the results of each query, 1 to --k (NULL: --k).", show_default=False
         ),
     ] = None,
+    value_model: Annotated[
+        str | None,
+        opt.option("--value-model", "Packed value model that gives the scores, by name.", show_default=False),
+    ] = None,
+    value_model_column: Annotated[
+        str | None,
+        opt.option(
+            "--value-model-column",
+            "Query column with the name of each query's value model (NULL: --value-model).",
+            show_default=False,
+        ),
+    ] = None,
+    overarch: Annotated[
+        str, opt.option("--overarch", "on: score with the artifact's OverArch, if it has one; off: dot products.")
+    ] = "on",
+    max_per: Annotated[
+        str | None,
+        opt.option(
+            "--max-per", "At most so many results of a group, by kept item columns: seller=2.", show_default=False
+        ),
+    ] = None,
+    distinct_by: Annotated[
+        str | None,
+        opt.option("--distinct-by", "Kept item columns of which a query gets each value once.", show_default=False),
+    ] = None,
     filter_column: opt.FilterColumn = None,
     filter: Annotated[
         str | None,
@@ -81,7 +106,8 @@ def retrieve(
         int | None,
         opt.option(
             "--rescore",
-            "Candidates re-scored from the packed embeddings. [default: the larger of k + 32 and 1.3 k]",
+            "Candidates re-scored from the packed embeddings [default: the larger of k + 32 and 1.3 k] or scored by an "
+            "OverArch or a value model [default: the larger of 1000 and 4 k]; of each task.",
             min=1,
             show_default=False,
         ),
@@ -192,6 +218,7 @@ def retrieve(
       stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
       stcli retrieve model.safetensors queries.parquet -o results --task-embeddings like=like_user,buy=buy_user
       stcli retrieve model.safetensors queries.parquet -o ranked --candidates-column candidates --k 500
+      stcli retrieve model.safetensors queries.parquet -o feed --value-model feed --max-per seller=2
     """  # noqa: D301
     out = Output(as_json, quiet, no_progress)
     summary = load("retrieve", threads)(
@@ -206,6 +233,11 @@ def retrieve(
         combine=combine,
         candidates_column=candidates_column,
         k_column=k_column,
+        value_model=value_model,
+        value_model_column=value_model_column,
+        overarch=overarch,
+        max_per=opt.split(max_per),
+        distinct_by=opt.split(distinct_by),
         filter_column=filter_column,
         filter=filter,
         exclude_column=exclude_column,

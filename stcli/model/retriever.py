@@ -18,11 +18,12 @@ from stcli.filters.stored import load_layout, load_matrix, load_terms, load_voca
 from stcli.filters.tree import Node
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.lookup import IdLookup
+from stcli.model.overarch import load_overarch
 from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
 from stcli.model.planner import REACHED_SHARE, Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
 from stcli.model.results import Results, concatenate
-from stcli.model.scoring import Scoring, ScoringOptions
+from stcli.model.scoring import Scoring, ScoringOptions, calibrated_k, needs_scoring
 from stcli.model.search import Search, Tile
 from stcli.model.tower import load_tower
 from stcli.ops.filter_match import filter_match
@@ -70,6 +71,7 @@ class Retriever(nn.Module):
         self.register_buffer("own_words", matrix.own, persistent=False)
         self.register_buffer("bloom_words", matrix.bloom, persistent=False)
         self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
+        self.overarch = load_overarch(manifest.get("overarch"), arrays, lambda: self.embeddings, backend)
 
     def place(self, device: torch.device, placement: Placement) -> Retriever:
         """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
@@ -82,6 +84,8 @@ class Retriever(nn.Module):
             for name in GROUPS[group]:
                 if name in self._buffers:
                     setattr(self, name, self.get_buffer(name).to(device))
+        if self.overarch is not None:
+            self.overarch.to(device)
         self.tile_queries = placement.tile_queries
         self.words_bytes = placement.tile_queries * 8 * ((self.num_items + 63) // 64)
         return self
@@ -156,7 +160,8 @@ class Retriever(nn.Module):
         calibration: Calibration | None = None,
         candidates: int | None = None,
         rank: Sequence[Sequence[Any] | None] | None = None,
-        combine: str = "union",
+        scoring: ScoringOptions | None = None,
+        columns: Mapping[str, torch.Tensor | np.ndarray] | None = None,
     ) -> Results:
         """Retrieve the best k eligible items of each query; fewer come back only when fewer are eligible.
 
@@ -173,7 +178,8 @@ class Retriever(nn.Module):
             candidates: K0, candidates re-scored from the packed embeddings.
             rank: for each query, the item ids to rank by score instead of searching; those that are no items are
                 counted in `missing`, those that the filter or `exclude` rules out are left out.
-            combine: "union" of what the tasks find, or "intersection", items found for every task.
+            scoring: what happens after the search, from `stcli.scoring_options`.
+            columns: query columns that its value models read, float32 or bool [B], by name.
 
         Returns:
             `Results`, best first. The score of several tasks is the best of them, see `stcli.model.scoring`.
@@ -186,6 +192,8 @@ class Retriever(nn.Module):
         if k < 1:
             raise InputError(f"k {k}: expected at least 1")
         users = self._users(queries)
+        scoring = scoring or ScoringOptions()
+        wanted = calibrated_k(self, k, scoring)
         source = self._source(filters, len(users))
         excluded = self._excluded(exclude, len(users))
         if target_recall is not None and calibration is None and not exact and probes is None and rank is None:
@@ -193,15 +201,17 @@ class Retriever(nn.Module):
 
             own = np.repeat(np.arange(len(users)), users.shape[1])
             every = source if users.shape[1] == 1 else source.take(own)
-            calibration = calibrate(self, users.flatten(0, 1), every, k, target_recall)
+            calibration = calibrate(self, users.flatten(0, 1), every, wanted, target_recall)
         if calibration is not None:
-            calibration.check(self.fingerprint, min(k, self.num_items))
+            calibration.check(self.fingerprint, wanted)
         options = SearchOptions(k, candidates or default_candidates(k), probes, exact, calibration)
-        if not tasks and rank is None:
+        if rank is None and not needs_scoring(self, scoring, tasks):
             return self.search(users[:, 0], source, options, excluded)
         given, missing = self._given(rank, len(users))
-        requests = Requests(users, source, tasks, None if excluded is None else excluded.rows, given, missing)
-        return Scoring(self, options, ScoringOptions(combine), tasks).run(requests)
+        values = {name: torch.as_tensor(column) for name, column in (columns or {}).items()}
+        barred = None if excluded is None else excluded.rows
+        requests = Requests(users, source, tasks, barred, given, missing, values)
+        return Scoring(self, options, scoring, tasks).run(requests)
 
     def _users(self, queries: Any) -> torch.Tensor:
         """User vectors float32 [B, T, D], checked."""

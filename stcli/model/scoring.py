@@ -1,36 +1,42 @@
 """What becomes of candidates after the search: united, scored for every task, joined by a value model, cut to k.
 
     T user vectors -> one search of B * T queries -> union (or intersection) per request -> task scores (OverArch, or
-    dot products) -> value model, or the best task score -> the k best
+    dot products) -> value model, or the best task score -> rules, with more candidates where they leave too few -> k
 
 A request that brings its own candidates enters after the search. Without a value model the score of an item is its best
-task score. Of that score the k best always stand among the k best of some task: an item that is not has k better ones
-in the very task that gives it its score. So a plain union is exact whenever the searches are; with an OverArch or a
-value model, the `pool` best of each task are scored.
+task score. With dot products, the k best of that score always stand among the k best of some task: an item that does
+not has k better ones in the very task that gives it its score. So a plain union is exact whenever the searches are;
+with an OverArch or a value model, the `pool` best of each task are scored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from stcli.errors import InputError
+from stcli.errors import InputError, nearest
 from stcli.filters.program import FilterBatch, moved
+from stcli.formulas.value_model import ValueModel
+from stcli.model.eligibility import all_words
 from stcli.model.planner import GIVEN, SearchOptions, default_candidates
 from stcli.model.requests import Requests, padded
 from stcli.model.results import Results, concatenate
+from stcli.model.rules import Rules
 from stcli.model.search import SLOTS, Search, Tile
 from stcli.ops.keys import EMPTY_KEY, make_keys
 from stcli.ops.merge_lists import merge_lists
 from stcli.ops.rescore import rescore
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import PAD_ROW
 
 if TYPE_CHECKING:
     from stcli.model.retriever import Retriever
+
+CALIBRATED_POOL = 1000
 
 PAIRS = 1 << 22
 """Scores held at once, candidates times tasks; 12 to 20 bytes each."""
@@ -42,11 +48,47 @@ class ScoringOptions:
 
     Attributes:
         combine: "union" of the tasks' results, or "intersection", items that every task found.
-        pool: K0, candidates of each task that an OverArch or a value model scores.
+        pool: K0, candidates of each task that an OverArch or a value model scores; None: `default_pool` of k.
+        overarch: score with the OverArch of the artifact, if it has one; otherwise with dot products.
+        values: value models that requests may choose from by number.
+        columns: what they read of the items, float32 or bool [N], by column.
+        rules: caps on groups of items, or None.
     """
 
     combine: str = "union"
     pool: int | None = None
+    overarch: bool = True
+    values: tuple[ValueModel, ...] = ()
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    rules: Rules | None = None
+
+
+def scored_tasks(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """The tasks that results are scored for: those of the user vectors, or for one without a name all of the OverArch.
+
+    Raises:
+        InputError: the OverArch does not have one of them.
+    """
+    if model.overarch is None or not scoring.overarch:
+        return tasks
+    known = model.overarch.tasks
+    for task in tasks:
+        if task not in known:
+            raise InputError(f"task {task!r}: the artifact's OverArch has no such task; {nearest(task, list(known))}")
+    return tasks or known
+
+
+def needs_scoring(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> bool:
+    """Whether the results of a search are not yet those of the request."""
+    learned = scoring.overarch and model.overarch is not None
+    return bool(tasks) or learned or bool(scoring.values) or scoring.rules is not None
+
+
+def calibrated_k(model: Retriever, k: int, scoring: ScoringOptions) -> int:
+    """The k to calibrate the search for: as many of the pool as a sample can be searched for exactly at little cost."""
+    if scoring.values or (scoring.overarch and model.overarch is not None):
+        k = max(k, min(scoring.pool or default_pool(k), CALIBRATED_POOL))
+    return min(k, model.num_items)
 
 
 def default_pool(k: int) -> int:
@@ -67,6 +109,22 @@ class _Pool:
     rows: torch.Tensor
     scores: torch.Tensor
     complete: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some requests, and their user vectors float32 [b, T, D] on the model's device."""
+
+    requests: Requests
+    users: torch.Tensor
+
+    def take(self, some: slice | torch.Tensor) -> _Batch:
+        """Some of them."""
+        requests, here = self.requests, some if isinstance(some, slice) else some.cpu()
+        values = {name: column[here] for name, column in requests.values.items()}
+        models = None if requests.value_models is None else requests.value_models[here]
+        users = self.users[some if isinstance(some, slice) else some.to(self.users.device)]
+        return _Batch(replace(requests, values=values, value_models=models), users)
 
 
 @dataclass(frozen=True)
@@ -96,8 +154,18 @@ class Scoring:
     def __init__(
         self, model: Retriever, options: SearchOptions, scoring: ScoringOptions, tasks: tuple[str, ...] = ()
     ) -> None:
-        self.model, self.options, self.scoring, self.tasks = model, options, scoring, tasks
+        self.model, self.options, self.scoring = model, options, scoring
         self.k = options.k
+        self.overarch = model.overarch if scoring.overarch else None
+        self.tasks = scored_tasks(model, scoring, tasks)
+        self.learned = self.overarch is not None or bool(scoring.values)
+        self.rules = scoring.rules.to(model.device) if scoring.rules is not None else None
+        self.depth = self.k
+        if self.learned:
+            self.depth = max(scoring.pool or default_pool(self.k), self.k)
+        elif self.rules is not None:
+            self.depth = options.candidates
+        self.columns = {name: column.to(model.device) for name, column in scoring.columns.items()}
         if model.embeddings is None:
             raise InputError(
                 "the artifact holds no embeddings to score candidates with; pack it with --embedding-dtype float16"
@@ -120,7 +188,7 @@ class Scoring:
 
     def _requests_at_once(self, requests: Requests) -> int:
         num_tasks = requests.users.shape[1]
-        queries = min(self.model.tile_queries, SLOTS // min(self.k, self.model.num_items))
+        queries = min(self.model.tile_queries, SLOTS // min(self.depth, self.model.num_items))
         return max(queries // num_tasks, 1)
 
     # ---- candidates from the index -------------------------------------------------------------------------------
@@ -139,8 +207,11 @@ class Scoring:
             lines[own.to(lines.device)],
             excluded.take(own.to(model.device)) if excluded is not None else None,
         )
-        pool, found = self._pool(tile, num_tasks, self.k)
-        scored = self._best_found(pool, users.view(count, num_tasks, dim))
+        pool, found = self._pool(tile, num_tasks, self.depth)
+        batch = _Batch(requests, users.view(count, num_tasks, dim))
+        scored = self._score(pool.rows, pool.scores, batch)
+        if self.rules is not None:
+            self._refill(scored, pool, tile, batch)
         line = found.work.view(count, num_tasks)
         return self._results(
             requests, scored, line.sum(1), found.routes.view_as(line).amax(1), found.probes.view_as(line).amax(1),
@@ -155,8 +226,11 @@ class Scoring:
         lists = found.rows.view(-1, num_tasks, found.rows.shape[1]).to(model.device)
         scores = found.score_matrix.view_as(lists).to(model.device)
         complete = (lists[:, :, -1] < 0).any(1) | (lists.shape[2] >= model.num_items)
-        merged = merge_lists(lists, scores, everywhere=self.scoring.combine == "intersection", backend=model.backend)
+        united = self.scoring.combine == "union"
+        merged = merge_lists(lists, scores, everywhere=not united, backend=model.backend)
         pool = _Pool(merged.rows, merged.scores, complete)
+        if united and num_tasks > 1 and self.rules is not None and not self.learned:
+            pool = _sure(pool, scores[:, :, -1].amax(1))
         lacking = torch.nonzero(((pool.rows >= 0).sum(1) < k) & ~complete)[:, 0]
         return (pool, found) if not len(lacking) else self._deepen(pool, found, tile, num_tasks, k0, lacking)
 
@@ -178,12 +252,58 @@ class Scoring:
             found.routes[here], found.probes[here] = again.routes, again.probes
         return pool, found
 
-    def _best_found(self, pool: _Pool, users: torch.Tensor) -> _Scored:
-        """The k best by search score; tasks score only these."""
-        _, rows, scores = self._best(*self._near(pool.rows, pool.scores))
-        if users.shape[1] == 1:
-            return _Scored(rows, scores, scores, scores[:, None], (pool.rows >= 0).sum(1))
-        return _Scored(rows, scores, scores, self._task_scores(users, rows), (pool.rows >= 0).sum(1))
+    # ---- rules that leave too few ----------------------------------------------------------------------------------
+
+    def _refill(self, scored: _Scored, pool: _Pool, tile: Tile, batch: _Batch) -> None:
+        """Find more candidates for requests that the rules left short, until each has k or nothing more can be had.
+
+        Items of groups that are full, and those found before, are barred from the next search, so that it finds what
+        may still be taken, however many items a full group has.
+        """
+        k, num_tasks = min(self.k, self.model.num_items), batch.users.shape[1]
+        lacking = torch.nonzero(((scored.rows >= 0).sum(1) < k) & ~pool.complete)[:, 0]
+        step = max(min(self.model.filters_at_once, SLOTS // (4 * self.depth * num_tasks)), 1)
+        for here in lacking.split(step):
+            rows, ann = pool.rows[here], pool.scores[here]
+            while len(here):
+                own = (here[:, None] * num_tasks + torch.arange(num_tasks, device=here.device)).flatten()
+                words = self._open_words(tile, here * num_tasks, rows, scored.rows[here])
+                line = torch.arange(len(here), device=here.device).repeat_interleave(num_tasks)
+                more, _ = self._pool(replace(_take(tile, own), words=words, line_of_query=line), num_tasks, self.depth)
+                rows, ann = torch.cat([rows, more.rows], 1), torch.cat([ann, more.scores], 1)
+                better = self._score(rows, ann, batch.take(here))
+                for name in ("rows", "scores", "ann", "tasks", "scored"):
+                    getattr(scored, name)[here] = getattr(better, name)
+                going = ((better.rows >= 0).sum(1) < k) & (more.rows >= 0).any(1)
+                if not self.learned:  # what comes now scores less than all before, so full groups stay full
+                    going &= ~more.complete
+                here, rows, ann = here[going], rows[going], ann[going]
+
+    def _open_words(self, tile: Tile, lines: torch.Tensor, seen: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+        """Words int64 [b, W] of the rows that requests may still get: admitted, not seen, of no group that is full.
+
+        Args:
+            tile: with the words of the filters.
+            lines: int64 [b], a query of each request in the tile.
+            seen: int64 [b, M], candidates found before, -1 in empty slots.
+            taken: int64 [b, K], those among the results.
+        """
+        assert self.rules is not None
+        every = all_words(self.model).to(self.model.device)
+        words = torch.empty(len(lines), len(every), dtype=torch.int64, device=every.device)
+        bits = torch.arange(64, device=every.device)
+        for number, line in enumerate(tile.line_of_query[lines].tolist()):
+            barred = torch.zeros(64 * len(every), dtype=torch.bool, device=every.device)
+            barred[seen[number][seen[number] >= 0]] = True
+            rows = taken[number][taken[number] >= 0]
+            for groups, limit in zip(self.rules.groups, self.rules.limits.tolist(), strict=True):
+                codes, counts = groups[rows].unique(return_counts=True)
+                full = torch.zeros(int(groups.max()) + 2, dtype=torch.bool, device=every.device)
+                full[codes[(counts >= limit) & (codes >= 0)].long()] = True
+                barred[: len(groups)] |= full[groups]  # OWN_GROUP, -1, is the last place, never full
+            base = every if tile.words is None or line < 0 else tile.words[line]
+            words[number] = base & ~(barred.view(-1, 64).long() << bits).sum(1)
+        return words
 
     # ---- candidates that requests bring ----------------------------------------------------------------------------
 
@@ -191,6 +311,7 @@ class Scoring:
         assert requests.candidates is not None
         model = self.model
         users = model.normalized(requests.users.to(model.device).flatten(0, 1)).view(requests.users.shape)
+        batch = _Batch(requests, users)
         parts, eligible = [], torch.zeros(len(requests), dtype=torch.int64)
         lengths = requests.candidates.ends - requests.candidates.begins
         order = torch.argsort(lengths, descending=True, stable=True)
@@ -198,9 +319,8 @@ class Scoring:
             which = order[some]
             rows = self._eligible(padded(requests.candidates.take(which)), which, requests, filters)
             eligible[which] = (rows >= 0).sum(1)
-            parts.append(self._score(rows.to(model.device), users[which.to(model.device)]))
-        names = ("rows", "scores", "tasks", "scored")
-        joined = {name: _joined([getattr(part, name) for part in parts], order) for name in names}
+            parts.append(self._score(rows.to(model.device), None, batch.take(which)))
+        joined = {name: _joined([getattr(part, name) for part in parts], order) for name in _SCORED}
         scored = _Scored(**joined, ann=None)
         return self._results(
             requests, scored, lengths, torch.full_like(lengths, GIVEN), torch.zeros_like(lengths), eligible
@@ -210,7 +330,7 @@ class Scoring:
         """Slices of requests with descending numbers of candidates that bound the scores held at once."""
         start, sizes = 0, lengths.tolist()
         while start < len(sizes):
-            step = max(PAIRS // (max(sizes[start], 1) * (len(self.tasks) + 2)), 1)
+            step = max(PAIRS // max(sizes[start], 1), 1)
             yield slice(start, start + step)
             start += step
 
@@ -235,53 +355,120 @@ class Scoring:
 
     # ---- scores ------------------------------------------------------------------------------------------------------
 
-    def _score(self, rows: torch.Tensor, users: torch.Tensor, ann: torch.Tensor | None = None) -> _Scored:
-        """Score candidates int64 [b, M] for each task and keep the k best."""
-        tasks = self._task_scores(users, rows)
-        order, best, scores = self._best(rows, tasks.amax(1))
-        chosen = tasks.gather(2, order[:, None].expand(-1, tasks.shape[1], -1))
+    def _score(self, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> _Scored:
+        """Score candidates int64 [b, M] and keep the k best that the rules allow.
+
+        Args:
+            rows: int64 [b, M], -1 in empty slots, anywhere.
+            ann: float32 [b, M], their best search scores, or None for candidates that requests bring.
+            batch: the b requests.
+        """
+        step = max(PAIRS // max(rows.shape[1] * (max(len(self.tasks), 1) + 3), 1), 1)
+        parts = []
+        for start in range(0, max(len(rows), 1), step):
+            some = slice(start, start + step)
+            parts.append(self._score_piece(rows[some], None if ann is None else ann[some], batch.take(some)))
+        if len(parts) == 1:
+            return parts[0]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _SCORED}
+        found = [part.ann for part in parts if part.ann is not None]
+        return _Scored(**joined, ann=torch.cat(found) if found else None)
+
+    def _score_piece(self, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> _Scored:
+        scored = (rows >= 0).sum(1)
+        if not self.learned and ann is not None:
+            # The search score is the result's: tasks score only what is kept.
+            best, scores = self._best_found(rows, ann)
+            tasks = scores[:, None] if batch.users.shape[1] == 1 else self._task_scores(batch.users, best)
+            return _Scored(best, scores, scores, tasks, scored)
+        tasks = self._task_scores(batch.users, rows)
+        if ann is None and self._reads_ann:
+            ann = tasks.amax(1) if self.overarch is None else self._dots(batch.users, rows).amax(1)
+        values = self._values(tasks, rows, ann, batch)
+        slots = self._best_slots(rows, values)
         return _Scored(
-            best, scores, None if ann is None else ann.gather(1, order), _blank(chosen, best), (rows >= 0).sum(1)
+            _pick(rows, slots, PAD_ROW),
+            _pick(values, slots, -torch.inf),
+            None if ann is None else _pick(ann, slots, -torch.inf),
+            torch.stack([_pick(task, slots, -torch.inf) for task in tasks.unbind(1)], 1),
+            scored,
         )
+
+    def _best_found(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k best by search score that the rules allow: rows and scores [b, K]."""
+        k, ranks = min(self.k, self.model.num_items), self.model.get_buffer("id_rank")
+        if self.rules is None:
+            found = take_best(*_near(rows, scores, k), ranks, k=k, backend=self.model.backend)
+            return found.rows, found.scores
+        found = take_best(rows, scores, ranks, k=rows.shape[1], backend=self.model.backend)
+        places = self.rules.choose(found.rows, k, backend=self.model.backend)
+        return _pick(found.rows, places, PAD_ROW), _pick(found.scores, places, -torch.inf)
+
+    def _best_slots(self, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Slots int64 [b, K] of the k best that the rules allow: by score, then item id; -1 at the end."""
+        k = min(self.k, self.model.num_items)
+        keys = make_keys(scores, self.model.get_buffer("id_rank")[rows.clamp(min=0)])
+        keys = torch.where(rows >= 0, keys, EMPTY_KEY)
+        slots = torch.topk(keys, min(k if self.rules is None else keys.shape[1], keys.shape[1]), dim=1).indices
+        ordered = rows.gather(1, slots)
+        if self.rules is not None:
+            return _pick(slots, self.rules.choose(ordered, k, backend=self.model.backend), -1)
+        return torch.nn.functional.pad(slots.masked_fill(ordered < 0, -1), (0, k - slots.shape[1]), value=-1)
 
     def _task_scores(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Scores of candidates [b, M] for each task, float32 [b, S, M]; -inf in empty slots."""
+        if self.overarch is None:
+            return self._dots(users, rows)
+        vector = (lambda place: users[:, place]) if users.shape[1] > 1 else (lambda place: users[:, 0])
+        scores = [self.overarch(vector(place), rows, task) for place, task in enumerate(self.tasks)]
+        return torch.stack(scores, 1)
+
+    def _dots(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Dot products of candidates [b, M] with each user vector, float32 [b, T, M]; -inf in empty slots."""
         embeddings = self.model.embeddings
         assert embeddings is not None
-        place = embeddings.values.device
+        place = embeddings.values.device  # the host's, where the device has no room for them
+        backend = self.model.backend if place.type == self.model.device.type else "auto"
         rows = rows.to(place)
-        scores = [
-            rescore(users[:, task].contiguous().to(place), embeddings, rows, backend=self.model.backend)
-            for task in range(users.shape[1])
-        ]
+        scores = [rescore(user.contiguous().to(place), embeddings, rows, backend=backend) for user in users.unbind(1)]
         return torch.stack(scores, 1).to(users.device)
 
-    def _near(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The slots of each line whose score is not below the k-th best, ties included, moved together."""
-        if rows.shape[1] <= self.k:
-            return rows, scores
-        last = torch.topk(scores, self.k, dim=1).values[:, -1:]
-        near = (scores >= last) & (rows >= 0)
-        counts = near.sum(1)
-        inside = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device) < counts[:, None]
-        few = torch.full(inside.shape, PAD_ROW, device=rows.device)
-        values = torch.full(inside.shape, -torch.inf, device=rows.device)
-        few[inside], values[inside] = rows[near], scores[near]
-        return few, values
+    @property
+    def _reads_ann(self) -> bool:
+        return any("ann_score" in value.names for value in self.scoring.values)
 
-    def _best(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The k best slots of each line by score, then item id: slots, rows and scores [b, K]."""
-        rank = self.model.get_buffer("id_rank")[rows.clamp(min=0)]
-        keys = torch.where(rows >= 0, make_keys(scores, rank), EMPTY_KEY)
-        width = min(self.k, self.model.num_items)
-        order = torch.topk(keys, min(width, keys.shape[1]), dim=1).indices
-        rows, scores = rows.gather(1, order), scores.gather(1, order)
-        if order.shape[1] < width:
-            more = (0, width - order.shape[1])
-            rows = torch.nn.functional.pad(rows, more, value=PAD_ROW)
-            scores = torch.nn.functional.pad(scores, more, value=-torch.inf)
-            order = torch.nn.functional.pad(order, more)
-        return order, rows, scores.masked_fill(rows < 0, -torch.inf)
+    def _values(self, tasks: torch.Tensor, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> torch.Tensor:
+        """Final scores float32 [b, M]: of the value model of each request, or its best task score."""
+        best = tasks.amax(1)
+        models = self.scoring.values
+        if not models:
+            return best
+        chosen = batch.requests.value_models
+        if chosen is None:
+            return self._evaluate(models[0], tasks, rows, ann, batch)
+        for number, value in enumerate(models):
+            mine = torch.nonzero(chosen == number)[:, 0]
+            if len(mine):
+                here = mine.to(rows.device)
+                some = None if ann is None else ann[here]
+                best[here] = self._evaluate(value, tasks[here], rows[here], some, batch.take(mine))
+        return best
+
+    def _evaluate(
+        self, value: ValueModel, tasks: torch.Tensor, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch
+    ) -> torch.Tensor:
+        given: dict[str, torch.Tensor] = {}
+        for name in value.names:
+            scope, _, column = name.partition(".")
+            if scope == "task":
+                given[name] = tasks[:, self.tasks.index(column)]
+            elif scope == "item":
+                given[name] = self.columns[column][rows.clamp(min=0)]
+            elif scope == "query":
+                given[name] = batch.requests.values[column].to(rows.device)[:, None]
+            elif ann is not None:
+                given[name] = ann
+        return value.evaluate(given, rows >= 0)
 
     def _results(
         self, requests: Requests, scored: _Scored, work: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor,
@@ -294,9 +481,38 @@ class Scoring:
         )  # fmt: skip
 
 
-def _blank(tasks: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Task scores [b, S, K] with -inf where there is no row."""
-    return tasks.masked_fill((rows < 0)[:, None], -torch.inf)
+def _sure(pool: _Pool, last: torch.Tensor) -> _Pool:
+    """Only the candidates whose place in the order of best task scores is known.
+
+    What a task did not find scores at most as much for it as the last that it found, and what scores more than every
+    task's last one, float32 [b], has been found by the task that it scores best for.
+    """
+    sure = pool.complete[:, None] | (pool.scores >= last[:, None])
+    return _Pool(pool.rows.masked_fill(~sure, PAD_ROW), pool.scores.masked_fill(~sure, -torch.inf), pool.complete)
+
+
+_SCORED = ("rows", "scores", "tasks", "scored")
+
+
+def _near(rows: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slots of each line whose score is not below the k-th best, ties included, moved together."""
+    if rows.shape[1] <= k:
+        return rows, scores
+    last = torch.topk(scores, k, dim=1).values[:, -1:]
+    near = (scores >= last) & (rows >= 0)
+    counts = near.sum(1)
+    inside = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device) < counts[:, None]
+    few = torch.full(inside.shape, PAD_ROW, device=rows.device)
+    values = torch.full(inside.shape, -torch.inf, device=rows.device)
+    few[inside], values[inside] = rows[near], scores[near]
+    return few, values
+
+
+def _pick(values: torch.Tensor, slots: torch.Tensor, empty: float) -> torch.Tensor:
+    """Values [b, M] at slots int64 [b, K], `empty` where a slot is -1."""
+    if not values.shape[1]:
+        return values.new_full(slots.shape, empty)
+    return values.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, empty)
 
 
 def _joined(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:

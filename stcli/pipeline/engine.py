@@ -16,7 +16,7 @@ from stcli.errors import InputError, nearest
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
-from stcli.model.scoring import Scoring, ScoringOptions
+from stcli.model.scoring import Scoring, ScoringOptions, calibrated_k, needs_scoring, scored_tasks
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.queries import QueryBatch, QueryReader
 from stcli.storage.columns import BadRows
@@ -62,6 +62,7 @@ class Engine:
         explain: add how each query was searched.
         explode: one row a result instead of one a query; a query without results has one with nulls.
         scoring: what happens after the search, for requests of several tasks or with candidates.
+        calibrated_k: k to calibrate the search for.
         reject: called with (table row of the batch, its bad rows, its ids).
     """
 
@@ -81,6 +82,8 @@ class Engine:
     kept: KeptColumns = field(init=False)
     ranks: bool = field(init=False)
     plain: bool = field(init=False)
+    tasks: tuple[str, ...] = field(init=False)
+    calibrated_k: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.model = self.reader.model
@@ -92,7 +95,12 @@ class Engine:
                     f"{nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
                 )
         self.ranks = self.reader.candidates_column is not None
-        self.plain = not self.ranks and not self.reader.tasks
+        given = self.reader.tasks
+        self.plain = not self.ranks and not needs_scoring(self.model, self.scoring, given)
+        self.tasks = () if self.plain else scored_tasks(self.model, self.scoring, given)
+        self.calibrated_k = calibrated_k(self.model, self.options.k, self.scoring)
+        if not self.plain:
+            Scoring(self.model, self.options, self.scoring, given)  # says what it lacks before anything is written
         taken = [self.reader.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
         taken += self._score_columns + ["missing"] * self.ranks
         taken += EXPLAINED if self.explain else ()
@@ -107,7 +115,7 @@ class Engine:
         """Columns of scores beside `score`."""
         if self.plain or self.score_type is None:
             return []
-        return [f"task_{task}" for task in self.reader.tasks] + ([] if self.ranks else ["ann_score"])
+        return [f"task_{task}" for task in self.tasks] + ([] if self.ranks else ["ann_score"])
 
     @property
     def schema(self) -> pa.Schema:

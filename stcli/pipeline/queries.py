@@ -14,9 +14,11 @@ from stcli.errors import InputError
 from stcli.filters.bind import TemplatePlan
 from stcli.filters.source import BoundFilters, FilterSource, GivenFilters
 from stcli.filters.template import Template
+from stcli.formulas.value_model import ValueModel
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.requests import Requests
 from stcli.model.retriever import Retriever
+from stcli.pipeline.columns import formula_kind, formula_values
 from stcli.pipeline.user_tower import UserTower
 from stcli.storage.columns import BadRows, embedding_type, id_type, read_embeddings, read_ids
 from stcli.storage.parquet import Table
@@ -85,6 +87,9 @@ class QueryReader:
         k_column: column with the results that a request may get, at most `k`, or None.
         k: results of a request.
         tower: makes the user vectors of other columns, or None where the table has them.
+        values: value models that requests may choose from.
+        value_model_column: column with the name of the value model of a request, or None for the first one.
+        default_value: number of the value model where that column is null, -1 for none.
     """
 
     model: Retriever
@@ -98,6 +103,9 @@ class QueryReader:
     k_column: str | None = None
     k: int = 100
     tower: UserTower | None = None
+    values: Sequence[ValueModel] = ()
+    value_model_column: str | None = None
+    default_value: int = -1
     plan: TemplatePlan | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -108,9 +116,17 @@ class QueryReader:
     def columns(self) -> list[str]:
         """The columns that are read."""
         placeholders: Sequence[str] = self.plan.template.placeholders if self.plan else ()
-        named = [self.filter_column, self.exclude_column, self.candidates_column, self.k_column]
+        named = [
+            self.filter_column, self.exclude_column, self.candidates_column, self.k_column, self.value_model_column
+        ]  # fmt: skip
+        given = [name for name in named if name]
         read = self.tower.columns if self.tower else self.embedding_columns
-        return [self.id_column, *read, *(name for name in named if name), *placeholders]
+        return [self.id_column, *read, *given, *self.value_columns, *placeholders]
+
+    @property
+    def value_columns(self) -> dict[str, str]:
+        """The columns that value models read, each with its kind."""
+        return {column: value.kinds[f"query.{column}"] for value in self.values for column in value.columns("query")}
 
     @property
     def embedding_columns(self) -> list[str]:
@@ -165,6 +181,16 @@ class QueryReader:
             kind = table.column_type(self.k_column, "--k-column")
             if not pa.types.is_integer(kind):
                 raise InputError(f"{name}: column {self.k_column!r} is {kind}; --k-column expects whole numbers")
+        for column, wanted in self.value_columns.items():
+            found = formula_kind(table.column_type(column, f"query.{column} in a value model"))
+            if found != wanted:
+                raise InputError(f"{name}: column {column!r} is a {found}; the value model reads it as a {wanted}")
+        if self.value_model_column:
+            kind = table.column_type(self.value_model_column, "--value-model-column")
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+                raise InputError(
+                    f"{name}: column {self.value_model_column!r} is {kind}; expected names of value models"
+                )
         if self.plan is not None:
             kinds = {name: table.column_type(name, f"${name} in --filter") for name in self.plan.template.placeholders}
             self.plan.check({name: pa.array([], kind) for name, kind in kinds.items()}, [])
@@ -175,6 +201,7 @@ class QueryReader:
         ids = read_ids(batch.column(self.id_column), bad, self.id_column)
         users, unknown = self.tower.read(batch, bad) if self.tower else (self._users(batch, bad), 0)
         limits = self._limits(batch, bad)
+        chosen = self._value_models(batch, bad)
         texts = self._texts(batch)
         bound = self._bound(batch)
         failed = self.plan.check(bound, texts) if self.plan else self.model.planner.check(texts)
@@ -185,6 +212,7 @@ class QueryReader:
         usable = np.flatnonzero(~bad.bad)
         if len(usable) < batch.num_rows:
             batch, users, limits = batch.take(pa.array(usable)), users[usable], limits[usable]
+            chosen = chosen[usable]
             texts = [texts[query] for query in usable.tolist()]
             bound = self._bound(batch)
         filters: FilterSource = GivenFilters(self.model.planner, texts)
@@ -194,7 +222,9 @@ class QueryReader:
         candidates, missing = self._candidates(batch)
         lists = self._excluded(batch)
         excluded = lists.rows if lists is not None else None
-        requests = Requests(tensor, filters, self.tasks, excluded, candidates, missing)
+        values = {name: formula_values(batch.column(name)) for name in self.value_columns}
+        models = torch.from_numpy(chosen) if self.value_model_column else None
+        requests = Requests(tensor, filters, self.tasks, excluded, candidates, missing, values, models)
         return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None, unknown)
 
     def _users(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
@@ -206,6 +236,19 @@ class QueryReader:
                 return read[:, None]
             users[:, place] = read
         return users
+
+    def _value_models(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
+        """Number of the value model of each row, int64 [rows]."""
+        if self.value_model_column is None:
+            return np.full(batch.num_rows, self.default_value, np.int64)
+        column = batch.column(self.value_model_column).cast(pa.string())
+        names = pa.array([value.name for value in self.values], pa.string())
+        found = pc.fill_null(pc.index_in(column, value_set=names), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        nulls = column.is_null().to_numpy(zero_copy_only=False)
+        wrong = (found < 0) & ~nulls
+        unknown = column.filter(pa.array(wrong)).to_pylist()
+        bad.mark(wrong, [f"there is no value model {name!r} for these tasks" for name in unknown])
+        return np.where(nulls, self.default_value, found)
 
     def _limits(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
         """Results that each row may get, int64 [rows]."""

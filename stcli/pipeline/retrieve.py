@@ -31,6 +31,7 @@ from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
 from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries, task_columns, user_tower
+from stcli.pipeline.scoring import run_scoring
 from stcli.pipeline.workers import local_workers, ray_workers
 from stcli.storage import atomic
 from stcli.storage.columns import BadRows
@@ -45,7 +46,8 @@ PAPER_PROBES = 24
 """Clusters that the SilverTorch paper probes in production (arXiv 2511.14881, section on evaluation)."""
 
 RESULT_OPTIONS = (
-    "id_column", "embedding_column", "task_embeddings", "combine", "candidates_column", "k_column", "filter_column",
+    "id_column", "embedding_column", "task_embeddings", "combine", "candidates_column", "k_column", "overarch",
+    "value_model", "value_model_column", "max_per", "distinct_by", "filter_column",
     "filter", "exclude_column", "columns", "item_columns", "k",
     "probes", "exact", "target_recall", "rescore", "verify", "min_score", "limit", "explode", "explain", "score_dtype",
     "part_rows", "seed",
@@ -127,17 +129,21 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
         opened.words_bytes = min(opened.words_bytes, limit // 4)
     table = open_table(job.queries)
     vectors = task_columns(table, config.task_embeddings, config.embedding_column)
+    tower = user_tower(opened, table, vectors, config.embedding_column)
+    tasks = tower.tasks if tower else tuple(vectors)
+    scoring = run_scoring(opened, config, tasks, table.schema.names)
     reader = QueryReader(
         opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column,
         vectors, config.candidates_column, config.k_column, config.k,
-        user_tower(opened, table, vectors, config.embedding_column),
+        tower, scoring.values, config.value_model_column,
+        -1 if config.value_model is None else 0,
     )  # fmt: skip
     table.check_same([*reader.columns, *config.columns])
     reader.check(table)
     for name in config.columns:
         table.column_type(name, "--columns")
     check_version(table, config.embedding_version, opened)
-    return Run(job, reader, table, progress, placement)
+    return Run(job, reader, table, scoring, progress, placement)
 
 
 def part_worker(job: Job) -> Callable[[int], None]:
@@ -158,10 +164,17 @@ class Run:
     """One run of `retrieve` over an open table."""
 
     def __init__(
-        self, job: Job, reader: QueryReader, table: Table, progress: Progress, placement: Placement | None = None
+        self,
+        job: Job,
+        reader: QueryReader,
+        table: Table,
+        scoring: ScoringOptions,
+        progress: Progress,
+        placement: Placement | None = None,
     ) -> None:
         self.job, self.config, self.output = job, job.config, Path(job.output)
         self.reader, self.table, self.progress, self.placement = reader, table, progress, placement
+        self.scoring = scoring
         config = job.config
         self.model = reader.model
         self.num_rows = min(table.num_rows, config.limit or table.num_rows)
@@ -185,8 +198,8 @@ class Run:
     def go(self) -> dict[str, Any]:
         """Calibrate, answer every part that is not there yet, and publish."""
         config = self.config
-        given = _read_calibration(config.calibration, self.model, min(config.k, self.model.num_items))
         engine = self.engine(None)
+        given = _read_calibration(config.calibration, self.model, engine.calibrated_k)
         if config.bad_rows == "fail":
             self._check_filters()
         writer = ResultsWriter(self.output, self._identity(given), config.resume, config.overwrite)
@@ -194,7 +207,7 @@ class Run:
         counts = Counts()
         try:
             begin = time.perf_counter()
-            calibration = self._calibration(given, writer)
+            calibration = self._calibration(given, writer, engine.calibrated_k)
             engine.options = replace(engine.options, calibration=calibration)
             timings["calibrate"] = round(time.perf_counter() - begin, 3)
             begin = time.perf_counter()
@@ -290,7 +303,7 @@ class Run:
             min_score=config.min_score,
             explain=config.explain,
             explode=config.explode,
-            scoring=ScoringOptions(config.combine),
+            scoring=self.scoring,
             reject=self._reject,
         )
 
@@ -342,7 +355,7 @@ class Run:
             **options,
         }
 
-    def _calibration(self, given: Calibration | None, writer: ResultsWriter) -> Calibration | None:
+    def _calibration(self, given: Calibration | None, writer: ResultsWriter, k: int) -> Calibration | None:
         """The calibration given, or the one an interrupted run began with, or a new one on a sample of this run."""
         if self.config.exact or self.probes is not None or self.reader.candidates_column is not None:
             return None
@@ -357,7 +370,7 @@ class Run:
                 self.model,
                 sample.vectors,
                 sample.filters,
-                self.config.k,
+                k,
                 self.config.target_recall,
                 seed=self.config.seed,
                 total=self.num_rows * self.reader.num_vectors,

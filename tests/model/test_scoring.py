@@ -81,7 +81,7 @@ def test_every_result_is_scored_for_every_task(model, tiny):
 def test_an_intersection_looks_as_deep_as_it_takes(model, tiny):
     """Items that stand in the lists of all tasks at the smallest depth that gives k, or all that are eligible."""
     users, filters, k = task_users(tiny, 3), filters_of(30), 40
-    results = model(users, filters, k, exact=True, combine="intersection")
+    results = model(users, filters, k, exact=True, scoring=ScoringOptions("intersection"))
     depths = [k * 2**power for power in range(7)]
     by_depth = [[model(vectors, filters, depth, exact=True) for vectors in users.values()] for depth in depths]
     for query in range(30):
@@ -99,7 +99,7 @@ def test_results_do_not_depend_on_the_tiles(tiny, monkeypatch):
     users, filters, rng = task_users(tiny, 3), filters_of(30), np.random.default_rng(3)
     ids = [row["item_id"] for row in tiny.item_rows]
     lists = [rng.choice(ids, int(size)).tolist() for size in rng.integers(0, 90, 30)]
-    ways = ({"probes": 5}, {"probes": 5, "combine": "intersection"}, {"rank": lists})
+    ways = ({"probes": 5}, {"probes": 5, "scoring": ScoringOptions("intersection")}, {"rank": lists})
     whole = [model(users, filters, 20, **way) for way in ways]
     monkeypatch.setattr(scoring, "PAIRS", 200)
     monkeypatch.setattr(scoring, "SLOTS", 100)
