@@ -429,9 +429,11 @@ class Scoring:
         assert embeddings is not None
         place = embeddings.values.device  # the host's, where the device has no room for them
         backend = self.model.backend if place.type == self.model.device.type else "auto"
-        rows = rows.to(place)
-        scores = [rescore(user.contiguous().to(place), embeddings, rows, backend=backend) for user in users.unbind(1)]
-        return torch.stack(scores, 1).to(users.device)
+        count, num_tasks, dim = users.shape
+        # The tasks of a request one after another, so that its rows come from the cache for all but the first.
+        lines = rows.to(place)[:, None].expand(-1, num_tasks, -1).reshape(count * num_tasks, rows.shape[1])
+        scores = rescore(users.reshape(-1, dim).to(place), embeddings, lines, backend=backend)
+        return scores.view(count, num_tasks, -1).to(users.device)
 
     @property
     def _reads_ann(self) -> bool:
