@@ -28,7 +28,7 @@ HELP = """Filtered embedding retrieval over Parquet: each query with its own fil
   stcli bench       model.safetensors queries.parquet -o report
   stcli compare     report-a report-b                        or two results directories
   stcli inspect     ANY-OF-THESE
-  stcli explain     model.safetensors --filter TEXT
+  stcli explain     model.safetensors --filter TEXT, or --queries FILE --query ID --item ID
 """
 
 UsageError: type[typer.BadParameter] = typer.BadParameter.mro()[1]
