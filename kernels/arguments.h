@@ -25,6 +25,7 @@ struct SearchArguments {
   const int64_t* excluded_rows;    // of query b: excluded_begins[b] … excluded_ends[b] - 1, in any order; or null
   const int64_t* excluded_begins;
   const int64_t* excluded_ends;
+  const float* floors;  // [B], candidates below are left out; or null
   int64_t k0;
   int64_t* found_rows;  // [B, k0]
   float* found_scores;  // [B, k0], or null

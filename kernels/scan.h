@@ -75,9 +75,9 @@ class Scan {
       scan_tiles(begin, end);
   }
 
-  // Starts with the last of k0 scores of each query's line as threshold; found_scores is [B, k0].
-  void start_thresholds(const float* found_scores) {
-    for (int64_t i = 0; i < count_; ++i) best_.start_threshold(i, found_scores[(first_ + i + 1) * all_.k0 - 1]);
+  // Starts each query with thresholds[query * stride].
+  void start_thresholds(const float* thresholds, int64_t stride) {
+    for (int64_t i = 0; i < count_; ++i) best_.start_threshold(i, thresholds[(first_ + i) * stride]);
   }
 
   // Adds what another scan for the same queries found.

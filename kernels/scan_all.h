@@ -34,8 +34,8 @@ inline std::vector<Block> make_blocks(const SearchArguments& all, bool by_cluste
   return blocks;
 }
 
-// With `prune`, found_scores has a line of scores of candidates for each query, the last of which its k0-th best score
-// reaches.
+// With `prune` but no floors, found_scores has a line of scores of candidates for each query, the last of which its k0-th
+// best score reaches.
 inline void scan_all(const SearchArguments& all, const Prune* prune) {
   constexpr int64_t BLOCK_ROWS = 4096;   // 512 kB of codes at D = 128
   constexpr int64_t MOST_QUERIES = 512;  // of a part; 256 / 1,024: within 4 % (AMD EPYC Zen 4)
@@ -52,7 +52,10 @@ inline void scan_all(const SearchArguments& all, const Prune* prune) {
     const int64_t part = task / stripes, stripe = task % stripes;
     const int64_t first = all.num_queries * part / parts, count = all.num_queries * (part + 1) / parts - first;
     auto scan = std::make_unique<Scan>(all, first, count, BLOCK_ROWS);
-    if (prune) scan->start_thresholds(all.found_scores);
+    if (all.floors)
+      scan->start_thresholds(all.floors, 1);
+    else if (prune)
+      scan->start_thresholds(all.found_scores + all.k0 - 1, all.k0);
     std::vector<uint32_t> queries(count);
     std::iota(queries.begin(), queries.end(), 0u);
     for (int64_t i = num_blocks * stripe / stripes; i < num_blocks * (stripe + 1) / stripes; ++i)

@@ -1,5 +1,5 @@
-// search_rows: every admitted row, whatever its cluster. With many queries the nearest clusters are searched first; the
-// worst score found there lets the search of all rows leave out most tiles (prune.h).
+// search_rows: every admitted row, whatever its cluster. With many queries the nearest clusters are searched first, unless
+// the caller has floors; the worst score found there lets the search of all rows leave out most tiles (prune.h).
 //   in   arguments (arguments.h)
 //   out  rows i64 [B, k0]   scores f32 [B, k0]; returns 0, or 1 if memory ran out
 #include <algorithm>
@@ -38,14 +38,14 @@ void search_nearest(const SearchArguments& all) {
 extern "C" int stcli_search_rows(const stcli::SearchArguments* arguments) try {
   using namespace stcli;
   const SearchArguments& all = *arguments;
-  int64_t unfiltered = 0;
-  for (int64_t query = 0; query < all.num_queries; ++query) unfiltered += !has_filter(all, query);
+  int64_t bounded = 0;  // queries with a good threshold from the start
+  for (int64_t query = 0; query < all.num_queries; ++query) bounded += all.floors || !has_filter(all, query);
   // Clusters smaller than a tile do not pay either.
-  if (unfiltered < MIN_QUERIES || all.num_rows < all.num_clusters * TILE_ROWS) {
+  if (bounded < MIN_QUERIES || all.num_rows < all.num_clusters * TILE_ROWS) {
     scan_all(all, nullptr);
     return 0;
   }
-  search_nearest(all);
+  if (!all.floors) search_nearest(all);
   const Prune prune(all);
   scan_all(all, &prune);
   return 0;

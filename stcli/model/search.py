@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from stcli.filters.program import FilterBatch, moved
-from stcli.model.planner import PROBE, ROWS, SearchOptions, plan
+from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan
 from stcli.model.results import Results
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.count_bits import count_bits
@@ -27,6 +27,10 @@ SLOTS = 1 << 24
 """Candidate slots held at once, 12 bytes each."""
 
 WIDEN_PROBES = 4
+WIDEN_SLOTS = 4
+
+FLOOR_SLOTS = 4
+"""Slots, in K0, of a search of all rows above a floor: enough for 98 % of the queries of Corpora R and H."""
 
 MOST_UNASKED_PROOF = 16
 """A search of all admitted rows is widened to so many times K0 to prove its results, or as far as it takes when the
@@ -105,16 +109,22 @@ class Search:
         slots = torch.full((count,), options.candidates, device=device)
         if self.bounded:
             slots[routes == ROWS] = max(options.candidates, 2 * self.k)  # what most proofs need
+        self.floors = torch.full((count,), -torch.inf, device=device)
+        work = torch.zeros(count, dtype=torch.int64, device=device)
+        if self.bounded:
+            self._find_floors(routes, work)
+            slots[self.floors > -torch.inf] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
-        work = torch.zeros(count, dtype=torch.int64, device=device)
         pending = torch.arange(count, device=device)
         while len(pending):
             again = []
             for which, route, num_probes, k0 in _groups(pending, routes, probes, slots):
                 found = self._attempt(which, route, num_probes, k0, work)
                 rows[which, :], scores[which, :] = found.rows, found.scores
+                if route == ROWS:
+                    self.floors[which] = torch.maximum(self.floors[which], found.scores[:, -1])
                 unfinished = which[self._unfinished(found, which, route, k0)]
                 if len(unfinished):
                     again.append(unfinished)
@@ -124,6 +134,14 @@ class Search:
             rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes.cpu(),
             torch.where(routes == PROBE, probes, 0).cpu(), self.admitted.cpu(), model.ids,
         )  # fmt: skip
+
+    def _find_floors(self, routes: torch.Tensor, work: torch.Tensor) -> None:
+        """Probe for queries that are going to see all rows: what is below their k-th score there is no result."""
+        probes = floor_probes(self.options, self.admitted, routes, self.model.num_items, self.model.num_clusters)
+        which = torch.nonzero(probes)[:, 0]
+        if len(which):
+            found = self._attempt(which, PROBE, int(probes.max()), self.options.candidates, work)
+            self.floors[which] = found.scores[:, -1]
 
     def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         """Search some queries once, in pieces that bound the candidate slots."""
@@ -139,7 +157,8 @@ class Search:
         common: dict[str, Any] = {"k0": k0, "excluded": excluded, "backend": self.backend}
         if route == ROWS:
             bounds = self._bounds(which, queries) if self.bounded else None
-            found = search_rows(queries, self.index, self.words, lines, bounds=bounds, **common)
+            floors = self.floors[which] if self.bounded and bool((self.floors[which] > -torch.inf).any()) else None
+            found = search_rows(queries, self.index, self.words, lines, bounds=bounds, floors=floors, **common)
             work[which] += self.admitted[which]
         else:
             clusters = self.index.clusters
@@ -206,7 +225,7 @@ class Search:
         self, which: torch.Tensor, full: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, slots: torch.Tensor
     ) -> None:
         """More candidates where all slots were taken, more clusters where they were not; at last every admitted row."""
-        slots[which] = torch.where(full, slots[which] * 2, slots[which]).clamp(max=self.model.num_items)
+        slots[which] = torch.where(full, slots[which] * WIDEN_SLOTS, slots[which]).clamp(max=self.model.num_items)
         probed = which[(routes[which] == PROBE)]
         probes[probed] *= WIDEN_PROBES
         routes[probed] = torch.where(probes[probed] >= self.model.num_clusters, ROWS, PROBE)

@@ -15,7 +15,7 @@ from stcli.errors import InputError, TensorError
 from stcli.ops.checks import Shapes
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import EMPTY_KEY, MAX_ROWS, best_keys, make_keys, split_keys
-from stcli.types import Candidates, Lines, Quantized, SearchIndex
+from stcli.types import PAD_ROW, Candidates, Lines, Quantized, SearchIndex
 
 _TILE_QUERIES = 512
 _TILE_ROWS = 4096
@@ -35,6 +35,7 @@ class Scan:
     k0: int
     excluded: Lines | None
     bounds: Bounds | None
+    floors: torch.Tensor | None = None
 
     def check(self, *, values: bool = True) -> Shapes:
         """Check dtypes, shapes and, with `values`, ranges; returns the bound letters.
@@ -74,6 +75,8 @@ class Scan:
         if self.bounds is not None:
             shapes.check("query_norms", self.bounds[0], torch.float32, "B")
             shapes.check("query_errors", self.bounds[1], torch.float32, "B")
+        if self.floors is not None:
+            shapes.check("floors", self.floors, torch.float32, "B")
         if self.k0 < 1:
             raise InputError(f"k0 is {self.k0}; expected at least 1")
         if num_rows > MAX_ROWS:
@@ -90,6 +93,13 @@ class Scan:
             keys.masked_fill_(~self._allowed(queries, rows, excluded), EMPTY_KEY)
             best[queries] = best_keys(torch.cat([best[queries], best_keys(keys, self.k0)], dim=1), self.k0)
         return split_keys(best)
+
+    def above_floors(self, found: Candidates) -> Candidates:
+        """Candidates, best first, without those below their query's floor."""
+        if self.floors is None:
+            return found
+        below = found.scores < self.floors[:, None]
+        return Candidates(found.rows.masked_fill(below, PAD_ROW), found.scores.masked_fill(below, -torch.inf))
 
     def _scores(self, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         index = self.index

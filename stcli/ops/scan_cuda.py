@@ -202,4 +202,5 @@ def _part(scan: Scan, queries: torch.Tensor) -> Scan:
         filter_of_query=scan.filter_of_query[queries] if len(scan.filter_of_query) else scan.filter_of_query,
         excluded=None if scan.excluded is None else scan.excluded.take(queries),
         bounds=None if scan.bounds is None else (scan.bounds[0][queries], scan.bounds[1][queries]),
+        floors=None if scan.floors is None else scan.floors[queries],
     )

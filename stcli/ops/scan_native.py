@@ -20,6 +20,7 @@ class _SearchArguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("offsets", "centroid_codes", "centroid_scales", "words")),
         ("num_words", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_begins", "excluded_ends")),
+        ("floors", ctypes.c_void_p),
         ("k0", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("found_rows", "found_scores")),
         ("num_threads", ctypes.c_int64),
@@ -48,6 +49,8 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidat
     }
     if scan.bounds is not None:
         tensors["query_norms"], tensors["query_errors"] = scan.bounds
+    if scan.floors is not None:
+        tensors["floors"] = scan.floors
     if scan.words is not None and scan.words.numel():
         tensors |= {"words": scan.words, "filter_of_query": scan.filter_of_query}
     if scan.excluded is not None and len(scan.excluded.values):

@@ -27,6 +27,7 @@ def search_rows(
     k0: int,
     excluded: Lines | None = None,
     bounds: Bounds | None = None,
+    floors: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> Candidates:
     """Find the best k0 of all admitted rows for each query: `search_clusters` with every cluster probed.
@@ -41,6 +42,7 @@ def search_rows(
         k0: candidates kept for each query.
         excluded: rows never returned, as in `search_clusters`.
         bounds: rank by upper bounds, as in `search_clusters`.
+        floors: float32 [B], candidates with a score below are left out; None for none.
         backend: see `ops/dispatch.py`.
 
     Returns:
@@ -50,14 +52,14 @@ def search_rows(
         TensorError: a tensor has another dtype, shape or range than stated.
         InputError: k0 is below 1.
     """
-    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
+    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, floors)
     form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
     scan.check(values=reads_values(form, queries.codes))
     if form == "cuda":
-        return _cuda(scan)
+        return scan.above_floors(_cuda(scan))
     if form == "native":
         return run_native(scan, "search_rows")
-    return scan.run(_tiles(words, filter_of_query, len(index.scales)))
+    return scan.above_floors(scan.run(_tiles(words, filter_of_query, len(index.scales))))
 
 
 def _tiles(words: torch.Tensor | None, filter_of_query: torch.Tensor, num_rows: int) -> Iterator[Tile]:

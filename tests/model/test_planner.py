@@ -18,6 +18,7 @@ from stcli.model.planner import (
     SearchOptions,
     bands_of,
     default_candidates,
+    floor_probes,
     plan,
 )
 
@@ -113,3 +114,13 @@ def test_a_calibration_is_bound_to_artifact_and_k():
         MEASURED.check("xyz", 10)
     with pytest.raises(InputError, match=r"k=10, this run has k=20"):
         MEASURED.check("abc", 20)
+
+
+def test_a_floor_is_probed_for_where_all_rows_cost_much_more():
+    options = SearchOptions(100, 132, exact=True)
+    admitted = torch.tensor([1_000_000, 1_000_000, 500, 50_000])
+    routes = torch.tensor([ROWS, PROBE, ROWS, ROWS])
+    assert floor_probes(options, admitted, routes, 1_000_000, 4096).tolist() == [64, 0, 0, 64]
+    assert floor_probes(SearchOptions(10_000, 13_000), admitted, routes, 1_000_000, 4096).tolist() == [656, 0, 0, 0]
+    assert floor_probes(options, torch.tensor([900]), torch.tensor([ROWS]), 900, 1).tolist() == [0]
+    assert floor_probes(options, torch.tensor([0]), torch.tensor([ROWS]), 0, 1).tolist() == [0]

@@ -41,3 +41,21 @@ def test_equals_search_of_every_cluster(form):
     )
     assert torch.equal(one.rows, two.rows)
     assert torch.equal(one.scores, two.scores)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "ties", "filters", "all_at_once", "planted", "planted_bounds", "planted_ties"]
+)
+def test_floors_cut_the_candidates_below(name, form):
+    case = named_case(name)
+    rows, scores = expected(name, every_cluster=True)
+    scores = torch.tensor(scores)
+    places = torch.arange(len(scores)) * 7 % (case.k0 + 1)
+    floors = scores.gather(1, places.clamp(max=case.k0 - 1)[:, None])[:, 0]  # equal to a score: it stays
+    floors = torch.where(places == case.k0, -torch.inf, floors)
+    kept = (scores >= floors[:, None]) & (scores > -torch.inf)
+    found = search_rows(
+        case.queries, case.index, case.words, case.filter_of_query, **case.rest(), floors=floors, backend=form
+    )
+    assert torch.equal(found.rows, torch.tensor(rows).masked_fill(~kept, -1))
+    assert torch.equal(found.scores, scores.masked_fill(~kept, -torch.inf))
