@@ -8,7 +8,7 @@ verification).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from stcli.filters.pieces import Code, Pieces
 from stcli.filters.shapes import Shapes
 from stcli.filters.tree import Node, check
 from stcli.filters.vocabulary import Vocabulary
+from stcli.ops.segments import expand
 from stcli.types import Program, TermProgram
 
 CACHE_SIZE = 1 << 16
@@ -75,6 +76,36 @@ class FilterBatch:
         rows, terms = (filters.program(), filters.term_program()) if count else (None, None)
         return cls(torch.from_numpy(filter_of_query), rows, terms, count, unknown_values)
 
+    def split(self, most: int) -> Iterator[tuple[int, FilterBatch]]:
+        """Cut into runs of queries with at most `most` distinct filters each, as (number of queries, batch).
+
+        Their `unknown_values` are 0.
+        """
+        filters = self.filter_of_query
+        if self.num_filters <= most:
+            yield len(filters), self
+            return
+        before = _last_before(filters)
+        start = 0
+        while start < len(filters):
+            distinct = ((before[start:] < start) & (filters[start:] >= 0)).cumsum(0)
+            count = int((distinct <= most).sum())
+            yield count, self._part(filters[start : start + count])
+            start += count
+
+    def _part(self, filter_of_query: torch.Tensor) -> FilterBatch:
+        used, number = filter_of_query.unique(return_inverse=True)
+        unfiltered = int((used < 0).sum())
+        used = used[unfiltered:]
+        if self.program is None or self.terms is None or not len(used):
+            return FilterBatch(filter_of_query, None, None, 0)
+        program = replace(_programs(self.program, used), exact=self.program.exact[used])
+        pushed = program.ops >= 0
+        leaves, leaf = program.ops[pushed].unique(return_inverse=True)
+        program.ops[pushed] = leaf.int()
+        program = replace(program, leaves=program.leaves[leaves.long()])
+        return FilterBatch(number - unfiltered, program, _programs(self.terms, used), len(used))
+
     def to(self, device: torch.device) -> FilterBatch:
         """The same on another device."""
         if device.type == "cpu" and self.filter_of_query.device.type == "cpu":
@@ -98,6 +129,23 @@ def moved(program: P, device: torch.device) -> P:
         if isinstance(value, torch.Tensor)
     }
     return replace(program, **tensors)
+
+
+def _programs(programs: P, which: torch.Tensor) -> P:
+    """The operations of some filters."""
+    lengths = programs.op_offsets.diff()[which]
+    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    _, places = expand(programs.op_offsets[which], lengths)
+    return replace(programs, ops=programs.ops[places], op_offsets=offsets)
+
+
+def _last_before(numbers: torch.Tensor) -> torch.Tensor:
+    """Where the same number stands last before each place, or -1."""
+    order = torch.argsort(numbers, stable=True)
+    same = numbers[order[1:]] == numbers[order[:-1]]
+    before = torch.full_like(numbers, -1)
+    before[order[1:][same]] = order[:-1][same]
+    return before
 
 
 @dataclass

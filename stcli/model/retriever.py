@@ -279,21 +279,19 @@ class Retriever(nn.Module):
         start = 0
         while start < len(vectors):
             stop = min(start + self.tile_queries, len(vectors))
-            batch = filters.batch(start, stop)
-            if batch.num_filters > self.filters_at_once:
-                stop = start + self.filters_at_once
-                batch = filters.batch(start, stop)
-            lines = excluded.rows.take(slice(start, stop)) if excluded is not None else None
-            try:
-                parts.append(self._search_tile(vectors[start:stop], batch, options, lines))
-            except torch.OutOfMemoryError:
-                found = False
-            else:
-                found = True
-            if not found:  # outside of `except`, where the error would keep the tensors of the failed tile alive
-                self._shrink_tiles(stop - start)
-                continue
-            start = stop
+            for count, batch in filters.batch(start, stop).split(self.filters_at_once):
+                here = slice(start, start + count)
+                lines = excluded.rows.take(here) if excluded is not None else None
+                try:
+                    parts.append(self._search_tile(vectors[here], batch, options, lines))
+                except torch.OutOfMemoryError:
+                    found = False
+                else:
+                    found = True
+                if not found:  # outside of `except`, where the error would keep the tensors of the failed tile alive
+                    self._shrink_tiles(count)
+                    break
+                start += count
         return concatenate(parts, self.ids, options.k)
 
     def _shrink_tiles(self, failed: int) -> None:

@@ -177,13 +177,12 @@ class Scoring:
         start = 0
         while start < len(requests):
             stop = min(start + self._requests_at_once(requests), len(requests))
-            batch = requests.filters.batch(start, stop)
-            if requests.candidates is None and batch.num_filters > self.model.filters_at_once:
-                stop = start + self.model.filters_at_once
-                batch = requests.filters.batch(start, stop)
-            part = requests.slice(start, stop)
-            parts.append(self._rank(part, batch) if part.candidates is not None else self._retrieve(part, batch))
-            start = stop
+            planned = requests.filters.batch(start, stop)
+            ranked = requests.candidates is not None  # needs no words
+            for count, batch in planned.split(planned.num_filters if ranked else self.model.filters_at_once):
+                part = requests.slice(start, start + count)
+                parts.append(self._rank(part, batch) if ranked else self._retrieve(part, batch))
+                start += count
         return concatenate(parts, self.model.ids, self.k)
 
     def _requests_at_once(self, requests: Requests) -> int:

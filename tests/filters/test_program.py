@@ -142,3 +142,25 @@ def test_moved_to_another_device_keeps_its_shapes(items):
         moved.program.leaves.device.type == moved.terms.lows.device.type == moved.filter_of_query.device.type == "meta"
     )
     assert moved.program.max_depth == batch.program.max_depth
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1, [2, 1, 2, 1, 3, 2]), (2, [5, 4, 2]), (3, [6, 5]), (4, [11])])
+def test_a_batch_splits_into_what_its_runs_of_queries_would_give(items, most, counts):
+    texts = [None, "tags = 'b'", "year = 5 OR tags = 'b'", "tags = 'b'", "", "NOT tags = 'a'", "year < 9", None,
+             "year < 9", "tags = 'b'", None]  # fmt: skip
+    parts = list(items.planner.batch(texts).split(most))
+    assert [count for count, _ in parts] == counts
+    for start, (count, part) in zip(np.cumsum([0, *counts]), parts, strict=False):
+        alone = items.batch(texts[start : start + count])
+        assert part.num_filters == alone.num_filters == len(part.program.op_offsets) - 1 <= most
+        assert len(part.program.leaves) == len(alone.program.leaves)
+        assert ((part.filter_of_query < 0) == (alone.filter_of_query < 0)).all()
+        filtered = part.filter_of_query.numpy() >= 0
+        assert (items.admitted(part) == items.admitted(alone))[filtered].all()
+        assert (items.exact(part) == items.exact(alone))[filtered].all()
+        assert (items.verified(part) == items.verified(alone)).all()
+
+
+def test_a_batch_without_filters_is_not_split(items):
+    ((count, part),) = items.planner.batch([None] * 5).split(0)
+    assert (count, part.num_filters, part.program) == (5, 0, None)

@@ -254,6 +254,8 @@ def test_results_do_not_depend_on_how_words_are_tiled(corpus, monkeypatch):
     monkeypatch.setattr(model, "tile_queries", 5)
     monkeypatch.setattr(search, "SLOTS", 100)
     assert same(whole, model(queries, filters, 30))
+    monkeypatch.setattr(type(model), "filters_at_once", 3)
+    assert same(whole, model(queries, filters, 30))
 
 
 def test_results_do_not_depend_on_threads(corpus):
