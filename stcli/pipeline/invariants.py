@@ -222,7 +222,10 @@ def check_results(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         table = open_table(folder / part["name"])
         for _, batch in table.batches(table.schema.names, 1 << 14):
             totals["queries"] += batch.num_rows
-            totals["results"] += batch.num_rows if exploded else _check_lists(batch, folder / part["name"])
+            items = batch.column("item_id")  # null where an exploded query has no result
+            totals["results"] += (
+                len(items) - items.null_count if exploded else _check_lists(batch, folder / part["name"])
+            )
     for name, found in totals.items():
         if found != manifest["counts"][name] and not (exploded and name == "queries"):
             raise FormatError(
