@@ -23,9 +23,9 @@ import torch
 
 import stcli
 from stcli.filters.source import GivenFilters
+from stcli.measure.machine import describe_machine, versions
 from stcli.model.calibrate import calibrate
 from stcli.model.planner import SearchOptions, default_candidates
-from stcli.pipeline.machine import describe_machine, versions
 
 DIM, CENTRES, NOISE, CHUNK = 128, 2_000, 0.75, 100_000
 REPEATS = 3

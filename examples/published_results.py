@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import stcli
-from stcli.pipeline.matched import EXACT
-from stcli.pipeline.report import read_report
+from stcli.measure.matched import EXACT
+from stcli.measure.report import read_report
 
 PAPER = "silvertorch preset"
 

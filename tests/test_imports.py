@@ -16,6 +16,7 @@ ROOT = Path(stcli.__file__).parent
 LAYERS = [
     ["cli"],
     ["pipeline"],
+    ["measure"],
     ["peers"],
     ["model", "index"],
     ["filters", "formulas"],

@@ -15,11 +15,11 @@ import torch
 
 from stcli.config import RetrieveConfig
 from stcli.errors import ThresholdError
+from stcli.measure.metrics import mean_recall, recall_by_band
 from stcli.model.calibrate import bands_of_queries
 from stcli.model.planner import SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
-from stcli.pipeline.metrics import mean_recall, recall_by_band
 from stcli.pipeline.queries import QueryBatch
 
 ALL = "all queries"

@@ -20,24 +20,25 @@ from stcli.config import BenchConfig, Progress, no_progress
 from stcli.errors import InputError, ThresholdError
 from stcli.filters.exact import Tile, Truth, exact_search
 from stcli.filters.source import GivenFilters
+from stcli.measure import record
+from stcli.measure.ceilings import measure_ceilings
+from stcli.measure.clock import forget_plans, run_batches, stage_seconds
+from stcli.measure.machine import LoadWatch
+from stcli.measure.metrics import number_or_none, percentiles
+from stcli.measure.originals import open_originals, original_tiles
+from stcli.measure.record import ORIGINAL, PACKED, Arm, Measurements
+from stcli.measure.relevance import read_truth, rows_of_lists
+from stcli.measure.report import write_report
+from stcli.measure.sample import Sample
 from stcli.model.calibrate import calibrate
+from stcli.model.device import choose_device, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
-from stcli.pipeline import record
-from stcli.pipeline.ceilings import measure_ceilings
-from stcli.pipeline.clock import forget_plans, run_batches, stage_seconds
-from stcli.pipeline.device import choose_device, limit_threads
-from stcli.pipeline.machine import LoadWatch
 from stcli.pipeline.memory import MemoryWatch, private_bytes
-from stcli.pipeline.metrics import number_or_none, percentiles
-from stcli.pipeline.originals import open_originals, original_tiles
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries
-from stcli.pipeline.record import ORIGINAL, PACKED, Arm, Measurements
-from stcli.pipeline.relevance import read_truth, rows_of_lists
-from stcli.pipeline.report import write_report
 from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES
-from stcli.pipeline.sample import Sample, draw_sample
+from stcli.pipeline.sample import draw_sample
 from stcli.storage import atomic
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.remote import on_any_filesystem
@@ -223,7 +224,7 @@ class Bench:
 
     def _against(self, sample: Sample, size: int, truth: Truth) -> dict[str, Any]:
         """Measure the peers, with a truth over the packed embeddings, which they are built from."""
-        from stcli.pipeline.against import Against
+        from stcli.measure.against import Against
 
         base = SearchOptions(self.k, default_candidates(self.k), verify=not self.paper)
         return Against(self.model, sample, self.config, self.k, size, base, self._calibrate, self.progress).run(truth)

@@ -13,7 +13,7 @@ from stcli import __version__
 from stcli.config import BuildConfig, Progress, no_progress
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
-from stcli.pipeline.device import choose_device, limit_threads
+from stcli.model.device import choose_device, limit_threads
 from stcli.pipeline.estimate import Built, estimate_build
 from stcli.pipeline.item_tower import ItemTower
 from stcli.pipeline.memory import MemoryWatch, limit_arrow

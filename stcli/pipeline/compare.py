@@ -8,8 +8,8 @@ from typing import Any
 from stcli import __version__
 from stcli.config import at_least, fraction
 from stcli.errors import InputError, ThresholdError
-from stcli.pipeline.compare_reports import compare_reports
-from stcli.pipeline.compare_results import compare_results
+from stcli.measure.compare_reports import compare_reports
+from stcli.measure.compare_results import compare_results
 from stcli.storage.kinds import kind_of
 from stcli.storage.manifest import REPORT, RESULTS
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stcli.index.kmeans import default_num_clusters
-from stcli.pipeline.sizes import array_bytes, bytes_by_group
 from stcli.storage.parquet import Table
+from stcli.storage.sizes import array_bytes, bytes_by_group
 
 if TYPE_CHECKING:
     from stcli.pipeline.retrieve import Job, Run

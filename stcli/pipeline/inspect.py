@@ -9,11 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from stcli.errors import FormatError
+from stcli.measure.report import PAGE, read_report
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.pack_tower import tower_summary
 from stcli.pipeline.place import on_a_gpu
-from stcli.pipeline.report import PAGE, read_report
-from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.storage import remote
 from stcli.storage.artifact import open_artifact_file
 from stcli.storage.index_dir import open_index
@@ -21,6 +20,7 @@ from stcli.storage.kinds import PARQUET, kind_of
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, read_json
 from stcli.storage.parquet import open_table
 from stcli.storage.results import RUN, open_results
+from stcli.storage.sizes import bytes_by_group, overarch_summary
 
 BATCH_ROWS = 1 << 14
 

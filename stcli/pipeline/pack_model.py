@@ -20,7 +20,6 @@ from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.estimate import estimate_pack
 from stcli.pipeline.pack_overarch import pack_overarch
 from stcli.pipeline.pack_tower import pack_tower, tower_summary
-from stcli.pipeline.sizes import bytes_by_group, overarch_summary
 from stcli.pipeline.value_models import given_value_models, pack_value_models
 from stcli.pipeline.wide import join_by_id, wide_dimensions
 from stcli.storage import atomic
@@ -28,6 +27,7 @@ from stcli.storage.artifact import write_artifact
 from stcli.storage.ids import ItemIds
 from stcli.storage.index_dir import open_index
 from stcli.storage.remote import on_any_filesystem
+from stcli.storage.sizes import bytes_by_group, overarch_summary
 from stcli.storage.tensors import LazyArray
 from stcli.storage.weights import read_config
 from stcli.types import pad_dim

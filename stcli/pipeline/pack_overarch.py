@@ -17,7 +17,7 @@ from stcli.model.overarch_config import MolConfig, OverArchConfig, parse_overarc
 from stcli.ops.tiles import in_tiles
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.features import check_column, column_numbers
-from stcli.pipeline.sizes import array_bytes
+from stcli.storage.sizes import array_bytes
 from stcli.storage.tensors import LazyArray
 from stcli.storage.weights import read_config, read_weights, weights_beside
 

@@ -10,11 +10,11 @@ import torch
 
 from stcli.config import RetrieveConfig
 from stcli.errors import InputError
+from stcli.model.device import free_bytes
 from stcli.model.placement import REQUIRED, Placement, check_wanted, choose_placement, group_bytes
 from stcli.model.planner import default_candidates
-from stcli.pipeline.device import free_bytes
-from stcli.pipeline.sizes import array_bytes
 from stcli.storage.artifact import open_artifact_file
+from stcli.storage.sizes import array_bytes
 
 
 def place_artifact(path: str | Path, device: torch.device, config: RetrieveConfig) -> Placement | None:

@@ -17,13 +17,13 @@ from stcli import __version__
 from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
 from stcli.model.calibrate import calibrate
+from stcli.model.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.model.scoring import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
-from stcli.pipeline.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.estimate import estimate_retrieve
 from stcli.pipeline.item_lists import ItemLists

@@ -1,7 +1,8 @@
 import pytest
 
 import published_results
-from stcli.pipeline import against, bench
+from stcli.measure import against
+from stcli.pipeline import bench
 
 
 def test_a_table_and_a_plot(tiny, tmp_path, monkeypatch):

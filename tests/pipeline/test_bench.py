@@ -11,12 +11,12 @@ import pytest
 
 import stcli
 from stcli.errors import ExistsError, FormatError, InputError, ThresholdError
+from stcli.measure import against, plots
+from stcli.measure.record import command_line, recommend
+from stcli.measure.report import read_report, render
 from stcli.model.lookup import IdLookup
 from stcli.model.planner import Calibration
-from stcli.pipeline import against, plots
 from stcli.pipeline import bench as module
-from stcli.pipeline.record import command_line, recommend
-from stcli.pipeline.report import read_report, render
 from stcli.storage.ids import ItemIds
 from tests.conftest import NUM_ITEMS, NUM_QUERIES, lists
 

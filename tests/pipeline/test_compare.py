@@ -9,9 +9,9 @@ import pytest
 import stcli
 from stcli.cli.main import run as command
 from stcli.errors import InputError, ThresholdError
+from stcli.measure.compare_reports import LESS, MORE, SAME, recall_change, speed_change
+from stcli.measure.report import read_report, write_report
 from stcli.pipeline import bench as module
-from stcli.pipeline.compare_reports import LESS, MORE, SAME, recall_change, speed_change
-from stcli.pipeline.report import read_report, write_report
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stcli.errors import InputError
+from stcli.measure.relevance import UNKNOWN, hits, listed_recall, read_truth, relevance, rows_of_lists
 from stcli.model.lookup import IdLookup
-from stcli.pipeline.relevance import UNKNOWN, hits, listed_recall, read_truth, relevance, rows_of_lists
 from stcli.storage.ids import ItemIds
 from stcli.storage.parquet import open_table
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stcli.errors import InputError
+from stcli.measure.metrics import mean_recall
 from stcli.model.lookup import IdLookup
-from stcli.pipeline.metrics import mean_recall
 from stcli.storage.columns import BadRows, read_ids
 from stcli.storage.parquet import Table
 

@@ -13,7 +13,7 @@ import torch
 
 from stcli import __version__
 from stcli.config import available_memory
-from stcli.pipeline.device import describe_device
+from stcli.model.device import describe_device
 
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """CPU flags that decide which form of the int8 product can run."""

@@ -14,15 +14,11 @@ import numpy as np
 from stcli import __version__
 from stcli.config import BenchConfig
 from stcli.filters.exact import Truth
-from stcli.model.planner import Calibration, SearchOptions
-from stcli.model.results import Results
-from stcli.model.retriever import Retriever
-from stcli.ops import native
-from stcli.pipeline.ceilings import shares, stage_work
-from stcli.pipeline.clock import PLANNING
-from stcli.pipeline.machine import describe_machine, versions
-from stcli.pipeline.matched import EXACT
-from stcli.pipeline.metrics import (
+from stcli.measure.ceilings import shares, stage_work
+from stcli.measure.clock import PLANNING
+from stcli.measure.machine import describe_machine, versions
+from stcli.measure.matched import EXACT
+from stcli.measure.metrics import (
     Quality,
     band_numbers,
     frontier,
@@ -33,9 +29,13 @@ from stcli.pipeline.metrics import (
     spread,
     tie_tolerance,
 )
-from stcli.pipeline.relevance import listed_recall, relevance
-from stcli.pipeline.sample import Sample
-from stcli.pipeline.sizes import bytes_by_group
+from stcli.measure.relevance import listed_recall, relevance
+from stcli.measure.sample import Sample
+from stcli.model.planner import Calibration, SearchOptions
+from stcli.model.results import Results
+from stcli.model.retriever import Retriever
+from stcli.ops import native
+from stcli.storage.sizes import bytes_by_group
 
 PACKED, ORIGINAL = "packed embeddings", "original embeddings"
 """What a truth was computed over."""
@@ -111,8 +111,8 @@ class Measurements:
         timings: seconds of each stage of the benchmark.
         given: the user's own ground truth, rows of each query, or None.
         relevant: rows of the relevant items of each query, or None.
-        ceilings: see `stcli.pipeline.ceilings`.
-        against: see `stcli.pipeline.against`; None if nobody was asked.
+        ceilings: see `stcli.measure.ceilings`.
+        against: see `stcli.measure.against`; None if nobody was asked.
     """
 
     model: Retriever

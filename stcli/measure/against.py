@@ -18,16 +18,10 @@ import numpy as np
 from stcli.config import BenchConfig, Progress
 from stcli.filters.exact import Truth, exact_search
 from stcli.filters.tree import Node
-from stcli.model.planner import Calibration, SearchOptions
-from stcli.model.retriever import Retriever
-from stcli.ops import native
-from stcli.peers.bitmaps import holds
-from stcli.peers.families import members, missing, versions
-from stcli.peers.protocol import Items, Peer, Queries
-from stcli.pipeline import matched
-from stcli.pipeline.clock import forget_plans
-from stcli.pipeline.machine import LoadWatch
-from stcli.pipeline.metrics import (
+from stcli.measure import matched
+from stcli.measure.clock import forget_plans
+from stcli.measure.machine import LoadWatch
+from stcli.measure.metrics import (
     Quality,
     band_numbers,
     frontier,
@@ -38,7 +32,13 @@ from stcli.pipeline.metrics import (
     spread,
     tie_tolerance,
 )
-from stcli.pipeline.sample import Sample
+from stcli.measure.sample import Sample
+from stcli.model.planner import Calibration, SearchOptions
+from stcli.model.retriever import Retriever
+from stcli.ops import native
+from stcli.peers.bitmaps import holds
+from stcli.peers.families import members, missing, versions
+from stcli.peers.protocol import Items, Peer, Queries
 
 OURS = "stcli"
 PILOT = 32

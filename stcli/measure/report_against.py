@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from stcli.pipeline import page, plots, show
-from stcli.pipeline.matched import EXACT
+from stcli.measure import page, plots, show
+from stcli.measure.matched import EXACT
 
 
 def section(report: Mapping[str, Any], drawn: bool) -> str:

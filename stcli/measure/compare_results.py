@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stcli.errors import InputError
-from stcli.pipeline.metrics import mean_recall
+from stcli.measure.metrics import mean_recall
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.results import open_results
 

@@ -2,8 +2,8 @@ import torch
 
 import stcli
 from stcli.filters.source import GivenFilters
+from stcli.measure import ceilings
 from stcli.model.planner import SearchOptions, default_candidates
-from stcli.pipeline import ceilings
 
 
 def test_measured(monkeypatch):

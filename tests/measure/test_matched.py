@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from stcli.pipeline.matched import EVERY_BAND, EXACT, MEAN, fastest, interpolated, match, ratios, reached
+from stcli.measure.matched import EVERY_BAND, EXACT, MEAN, fastest, interpolated, match, ratios, reached
 
 
 def setting(name, recall, speed, band=None, step=True, runs=None):

@@ -45,6 +45,6 @@ def group_of(name: str) -> str:
         return "ids"
     if name == "columns":
         return "columns"
-    if name in ("codes", "scales", "errors", "norms", "cluster_offsets") or name.startswith("centroid"):
+    if name in ("codes", "scales", "errors", "norms") or name.startswith(("centroid", "cluster_")):
         return "search"
     return "terms"

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from stcli.filters.exact import Truth
-from stcli.model.planner import BANDS
-from stcli.pipeline.metrics import (
+from stcli.measure.metrics import (
     band_numbers,
     frontier,
     judge,
@@ -13,6 +12,7 @@ from stcli.pipeline.metrics import (
     spread,
     tie_tolerance,
 )
+from stcli.model.planner import BANDS
 
 INF = np.inf
 

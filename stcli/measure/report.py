@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stcli.pipeline import page, plots, report_against, show
-from stcli.pipeline.metrics import TWO_SIDED_95
-from stcli.pipeline.record import BUSY_CORES, GIVEN, headline_latency
+from stcli.measure import page, plots, report_against, show
+from stcli.measure.metrics import TWO_SIDED_95
+from stcli.measure.record import BUSY_CORES, GIVEN, headline_latency
 from stcli.storage.atomic import write_text
 from stcli.storage.manifest import REPORT, check_sealed, read_json, sealed
 
