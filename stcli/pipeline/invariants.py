@@ -222,16 +222,22 @@ def check_results(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         table = open_table(folder / part["name"])
         for _, batch in table.batches(table.schema.names, 1 << 14):
             totals["queries"] += batch.num_rows
-            items = batch.column("item_id")  # null where an exploded query has no result
-            totals["results"] += (
-                len(items) - items.null_count if exploded else _check_lists(batch, folder / part["name"])
-            )
+            totals["results"] += (_check_rows if exploded else _check_lists)(batch, folder / part["name"])
     for name, found in totals.items():
         if found != manifest["counts"][name] and not (exploded and name == "queries"):
             raise FormatError(
                 f"{folder}: holds {found} {name}, its manifest says {manifest['counts'][name]}; retrieve again"
             )
-    return ["the parts are whole", "counts agree with the manifest", "each list has an item a score, best first"]
+    rows = "each item has a score" if exploded else "each list has an item a score, best first"
+    return ["the parts are whole", "counts agree with the manifest", rows]
+
+
+def _check_rows(batch: pa.RecordBatch, where: Path) -> int:
+    """Check that each result of --explode has a score; how many there are (a query without any has a row of nulls)."""
+    empty = [batch.column(name).is_null() for name in ("item_id", "score") if name in batch.schema.names]
+    if not empty[-1].equals(empty[0]):
+        raise FormatError(f"{where}: an item has no score, or a score has no item; retrieve again")
+    return int(batch.num_rows - batch.column("item_id").null_count)
 
 
 def _check_lists(batch: pa.RecordBatch, where: Path) -> int:

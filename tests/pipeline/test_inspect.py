@@ -87,6 +87,19 @@ def test_exploded_results_without_scores(tiny, tmp_path):
     told = stcli.inspect(tmp_path / "r", verify=True)
     assert told["counts"]["results"] == summary["counts"]["results"]
     assert told["columns"] == {"query_id": "string", "item_id": "int64", "status": "string"}
+    rows = sum(len(pq.read_table(part)) for part in (tmp_path / "r").glob("*.parquet"))
+    assert rows > told["counts"]["results"]  # a query without results has a row, too
+
+
+def test_an_exploded_item_without_a_score(tiny, tmp_path):
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "r", k=3, explode=True)
+    stcli.inspect(tmp_path / "r", verify=True)
+    part = tmp_path / "r" / "part-00000.parquet"
+    table = pq.read_table(part)
+    scores = pa.array([None, *table["score"].to_pylist()[1:]], table.schema.field("score").type)
+    pq.write_table(table.set_column(table.schema.names.index("score"), "score", scores), part)
+    with pytest.raises(FormatError, match="an item has no score"):
+        stcli.inspect(tmp_path / "r", verify=True)
 
 
 def test_report(tiny, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -46,7 +47,12 @@ def test_a_batch_of_bad_rows_only(tiny, tmp_path):
         stcli.retrieve(tiny.model, queries, tmp_path / f"out {explode}", bad_rows="quarantine", max_bad_fraction=0.5,
                        part_rows=2, k=3, explode=explode)  # fmt: skip
     assert read(tmp_path / "out False")["status"].to_pylist() == ["ok", "ok", "rejected", "rejected", "ok", "ok"]
-    assert read(tmp_path / "out True")["query_id"].to_pylist() == [0, 0, 0, 1, 1, 1, 4, 4, 4, 5, 5, 5]
+    exploded = read(tmp_path / "out True")
+    assert exploded["query_id"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 3, 4, 4, 4, 5, 5, 5]
+    empty = exploded.filter(pc.equal(exploded["status"], "rejected"))
+    assert empty.select(["query_id", "item_id", "score"]).to_pylist() == [
+        {"query_id": row, "item_id": None, "score": None} for row in (2, 3)
+    ]
 
 
 def test_a_query_column_named_as_one_of_the_output(tiny, tmp_path):
@@ -123,7 +129,7 @@ def test_a_damaged_artifact(tiny, tmp_path, how):
         ({"columns": ["filter", "filter"]}, "two columns 'filter'"),
         ({"columns": ["filter"], "item_columns": ["filter"]}, "keeps no column 'filter'"),
         ({"item_columns": ["color"]}, "keeps no column 'color'.*--keep-columns"),
-        ({"exclude_column": "filter"}, "expected a list of item ids"),
+        ({"exclude_column": "filter"}, "'filter' is string; --exclude-column expects a list of item ids"),
         ({"filter": "colour = $filter"}, "did you mean 'color'"),
         ({"filter": "color = $nothing"}, "no column 'nothing' .*\\$nothing in --filter"),
         ({"k": 0}, "--k 0: expected a whole number of at least 1"),
