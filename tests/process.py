@@ -13,9 +13,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(stcli.__file__).parent.paren
 """So that a checkout which is not installed is found, too."""
 
 
-def start(*words: object, python: tuple[str, ...] = (), cwd: Path | None = None) -> subprocess.Popen[str]:
-    """Start a command with both streams caught."""
-    command = [sys.executable, *python, "-m", "stcli", *map(str, words)]
+def start(*words: object, python: tuple[object, ...] = (), cwd: Path | None = None) -> subprocess.Popen[str]:
+    """Start a command with both streams caught; `python` may have a program (-c) to run instead of `-m stcli`."""
+    program = () if "-c" in python else ("-m", "stcli")
+    command = [sys.executable, *map(str, (*python, *program, *words))]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=cwd
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -191,46 +189,56 @@ def test_a_full_disk_keeps_what_is_whole(tiny, tmp_path, monkeypatch):
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-LONG = {"part_rows": 4, "batch_size": 4, "k": 20, "filter_column": "filter"}
+LONG = {"part_rows": 10, "batch_size": 10, "k": 20, "filter_column": "filter"}
+
+WAITING = """
+import sys, time
+from stcli.cli import main, output
+
+answered = int(sys.argv.pop(1))
+
+def wait(self, stage, done, total, unit):
+    if stage == "retrieve" and done > answered:
+        print("waiting", flush=True)
+        time.sleep(600)
+
+output.Output.progress = wait
+main.main()
+"""
+"""The command line, which waits for its end as soon as more than so many queries are answered."""
 
 
 @pytest.fixture(scope="module")
-def long_run(tiny, tmp_path_factory) -> tuple[Path, Path]:
-    """A query table of 60 parts, and its results from an unbroken run."""
-    folder = tmp_path_factory.mktemp("long")
-    rows = np.arange(240) % 120
-    filters = pa.array([tiny.filters[row] for row in rows], pa.string())
-    queries = write_queries(folder / "q.parquet", tiny.vectors[rows], filter=filters)
-    stcli.retrieve(tiny.model, queries, folder / "whole", **LONG)
-    return queries, folder / "whole"
+def long_run(tiny, tmp_path_factory) -> Path:
+    """The results of an unbroken run of 12 parts."""
+    folder = tmp_path_factory.mktemp("long") / "whole"
+    stcli.retrieve(tiny.model, tiny.queries, folder, **LONG)
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("after", "how", "code"),
+    ("parts", "how", "code"),
     [
         (0, signal.SIGKILL, -9),
-        (30, signal.SIGKILL, -9),
+        (11, signal.SIGKILL, -9),
         (3, signal.SIGINT, 130),
         (3, signal.SIGTERM, 143),
     ],
     ids=str,
 )
-def test_a_process_that_is_ended_can_be_resumed(tiny, long_run, tmp_path, after, how, code):
-    queries, whole = long_run
+def test_a_process_that_is_ended_can_be_resumed(tiny, long_run, tmp_path, parts, how, code):
     out = tmp_path / "out"
     options = [word for name, value in LONG.items() for word in ("--" + name.replace("_", "-"), value)]
-    running = process.start("retrieve", tiny.model, queries, "-o", out, *options)
-    partial = tmp_path / "out.partial"
-    first = partial / "_identity.json" if not after else partial / f"part-{after - 1:05d}.parquet"
-    while not first.exists():
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.002)
+    words = ("retrieve", tiny.model, tiny.queries, "-o", out, *options)
+    running = process.start(*words, python=("-c", WAITING, parts * LONG["part_rows"]))
+    assert running.stdout is not None
+    assert running.stdout.readline() == "waiting\n", running.communicate()
     running.send_signal(how)
     stdout, stderr = running.communicate()
     assert (running.returncode, stdout) == (code, "")
     assert "Traceback" not in stderr
     assert ("--resume" in stderr) == (how == signal.SIGINT)
     assert not out.exists()
-    summary = stcli.retrieve(tiny.model, queries, out, resume=True, **LONG)
-    assert summary["counts"]["parts_resumed"] >= after
-    assert contents(out) == contents(whole)
+    summary = stcli.retrieve(tiny.model, tiny.queries, out, resume=True, **LONG)
+    assert summary["counts"]["parts_resumed"] == parts
+    assert contents(out) == contents(long_run)
