@@ -1,10 +1,11 @@
 // assign_clusters: for each row the centroid with the largest ((dot * centroid scale) * row scale) - half norm.
 //   in   rows i8 [R, dim], f32 [R]   centroids i8 [C, dim], f32 [C]   half norms f32 [C], C >= 1
-//   out  clusters i64 [R]
+//   out  clusters i64 [R]; returns 0, or 1 if memory ran out
 // All centroids are packed once, 2 * C * dim bytes at most; a task takes some rows through all of them.
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "buffer.h"
@@ -90,9 +91,9 @@ void improve(Isa isa, const int32_t* dots, int count, float row_scale, const Cen
 }  // namespace
 }  // namespace stcli
 
-extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_scales, const int8_t* centroid_codes,
-                                      const float* centroid_scales, const float* half_norms, int64_t num_rows,
-                                      int64_t num_clusters, int64_t dim, int64_t num_threads, int64_t* clusters) {
+extern "C" int stcli_assign_clusters(const int8_t* row_codes, const float* row_scales, const int8_t* centroid_codes,
+                                     const float* centroid_scales, const float* half_norms, int64_t num_rows,
+                                     int64_t num_clusters, int64_t dim, int64_t num_threads, int64_t* clusters) try {
   using namespace stcli;
   const Isa isa = current_isa();
   const int width = static_cast<int>(dim), threads = static_cast<int>(num_threads);
@@ -137,4 +138,7 @@ extern "C" void stcli_assign_clusters(const int8_t* row_codes, const float* row_
       }
     for (int64_t row = begin; row < end; ++row) clusters[row] = best[row - begin].cluster;
   });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

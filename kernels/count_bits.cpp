@@ -3,6 +3,7 @@
 //   out  counts i64 [F]
 //   cost 8 bytes read a word: memory speed on two cores
 #include <cstdint>
+#include <new>
 
 #include "isa.h"
 #include "parallel.h"
@@ -30,7 +31,7 @@ STCLI_AVX2 int64_t count_popcnt(const uint64_t* words, int64_t num_words) { retu
 }  // namespace
 
 extern "C" int stcli_count_bits(const int64_t* words, int64_t num_lines, int64_t num_words, int64_t num_threads,
-                                int64_t* counts) {
+                                int64_t* counts) try {
   auto function = count_portable;
 #if STCLI_X86
   if (stcli::current_isa() != stcli::PORTABLE) function = count_popcnt;
@@ -39,4 +40,6 @@ extern "C" int stcli_count_bits(const int64_t* words, int64_t num_lines, int64_t
     counts[line] = function(reinterpret_cast<const uint64_t*>(words) + line * num_words, num_words);
   });
   return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

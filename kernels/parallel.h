@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -27,7 +28,10 @@ void parallel_for(int64_t chunks, int num_threads, const Body& body) {
   };
   std::vector<std::thread> others;
   others.reserve(threads);
-  for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+  try {
+    for (int thread = 1; thread < threads; ++thread) others.emplace_back(work, thread);
+  } catch (const std::system_error&) {  // no more threads to be had: those that run do it all
+  }
   if (threads > 0) work(0);
   for (auto& other : others) other.join();
   for (const std::exception_ptr& error : thrown)

@@ -1,8 +1,9 @@
 // quantize_rows: int8 codes and one scale for each row; bound by memory.
 //   in   vectors f16 or f32 [R, D]   scale: of all rows, or 0 for one each
-//   out  codes i8 [R, padded]   scales f32 [R]
+//   out  codes i8 [R, padded]   scales f32 [R]; returns 0, or 1 if memory ran out
 #include <algorithm>
 #include <cfloat>
+#include <new>
 #include <vector>
 
 #include "half.h"
@@ -76,13 +77,16 @@ void quantize(Isa isa, const Arguments& a, int64_t begin, int64_t end, float* wi
 }  // namespace
 }  // namespace stcli
 
-extern "C" void stcli_quantize_rows(const void* vectors, int64_t half, int64_t num_rows, int64_t dim, int64_t padded,
-                                    float scale, int64_t num_threads, int8_t* codes, float* scales) {
+extern "C" int stcli_quantize_rows(const void* vectors, int64_t half, int64_t num_rows, int64_t dim, int64_t padded,
+                                   double scale, int64_t num_threads, int8_t* codes, float* scales) try {
   constexpr int64_t CHUNK = 1024;
   const stcli::Isa isa = stcli::current_isa();
-  const stcli::Arguments arguments{vectors, half != 0, dim, padded, scale, codes, scales};
+  const stcli::Arguments arguments{vectors, half != 0, dim, padded, static_cast<float>(scale), codes, scales};
   stcli::parallel_for((num_rows + CHUNK - 1) / CHUNK, static_cast<int>(num_threads), [&](int64_t chunk, int) {
     std::vector<float> wide(half ? dim : 0);
     stcli::quantize(isa, arguments, chunk * CHUNK, std::min(num_rows, (chunk + 1) * CHUNK), wide.data());
   });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -1,10 +1,11 @@
 // rescore: float32 dots of queries with packed embeddings, summed in 16 lanes in the order that stcli/ops/rescore.py
 // states. Products and sums are rounded one by one: built with -ffp-contract=off.
 //   in   queries f32 [B, D]   values f16 or f32 [N, D]   exponents i8 [N] or null   rows i64 [B, M], -1 empty
-//   out  scores f32 [B, M]
+//   out  scores f32 [B, M]; returns 0, or 1 if memory ran out
 #include <array>
 #include <cmath>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "half.h"
@@ -126,9 +127,9 @@ void rescore_query(Isa isa, const Arguments& a, int64_t query, float* padded) {
 }  // namespace
 }  // namespace stcli
 
-extern "C" void stcli_rescore(const float* queries, const void* values, int64_t half, const int8_t* exponents,
-                              const int64_t* rows, int64_t num_queries, int64_t num_slots, int64_t dim,
-                              int64_t num_threads, float* scores) {
+extern "C" int stcli_rescore(const float* queries, const void* values, int64_t half, const int8_t* exponents,
+                             const int64_t* rows, int64_t num_queries, int64_t num_slots, int64_t dim,
+                             int64_t num_threads, float* scores) try {
   constexpr int64_t CHUNK = 16;
   const stcli::Isa isa = stcli::current_isa();
   const stcli::Arguments arguments{queries, values, half != 0, exponents, rows, dim, num_slots, scores};
@@ -137,4 +138,7 @@ extern "C" void stcli_rescore(const float* queries, const void* values, int64_t 
     for (int64_t query = chunk * CHUNK; query < std::min(num_queries, (chunk + 1) * CHUNK); ++query)
       stcli::rescore_query(isa, arguments, query, padded.data());
   });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

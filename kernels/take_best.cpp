@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <new>
 #include <vector>
 
 #include "parallel.h"
@@ -26,10 +27,10 @@ void sort_equal_scores(std::vector<uint64_t>& keys, const int64_t* rows, const i
 }  // namespace
 }  // namespace stcli
 
-// Returns 0.
-extern "C" int64_t stcli_take_best(const int64_t* rows, const float* scores, const int64_t* ranks, int64_t num_queries,
-                                   int64_t num_slots, int64_t k, int64_t num_threads, int64_t* best_rows,
-                                   float* best_scores) {
+// Returns 0, or 1 if memory ran out.
+extern "C" int stcli_take_best(const int64_t* rows, const float* scores, const int64_t* ranks, int64_t num_queries,
+                               int64_t num_slots, int64_t k, int64_t num_threads, int64_t* best_rows,
+                               float* best_scores) try {
   using namespace stcli;
   constexpr int64_t CHUNK = 64;
   parallel_for((num_queries + CHUNK - 1) / CHUNK, static_cast<int>(num_threads), [&](int64_t chunk, int) {
@@ -53,4 +54,6 @@ extern "C" int64_t stcli_take_best(const int64_t* rows, const float* scores, con
     }
   });
   return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from stcli.errors import InputError
@@ -60,11 +58,8 @@ def _torch(rows: Quantized, centroids: Quantized, half_norms: torch.Tensor) -> t
 
 
 def _native(rows: Quantized, centroids: Quantized, half_norms: torch.Tensor) -> torch.Tensor:
-    library = native.library()
-    assert library is not None
     clusters = torch.empty(len(rows.scales), dtype=torch.int64)
-    inputs = (rows.codes, rows.scales, centroids.codes, centroids.scales, half_norms)
-    tensors = [tensor.contiguous() for tensor in inputs]
+    tensors = (rows.codes, rows.scales, centroids.codes, centroids.scales, half_norms)
     sizes = (len(rows.scales), *centroids.codes.shape, native.num_threads())
-    library.stcli_assign_clusters(*map(native.pointer, tensors), *map(ctypes.c_int64, sizes), native.pointer(clusters))
+    native.call("stcli_assign_clusters", *tensors, *sizes, clusters)
     return clusters

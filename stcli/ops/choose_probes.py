@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from stcli.errors import InputError
@@ -83,12 +81,10 @@ def _torch(queries: Quantized, centroids: Quantized, reaches: torch.Tensor, num_
 
 
 def _native(queries: Quantized, centroids: Quantized, reaches: torch.Tensor, num_probes: int) -> torch.Tensor:
-    library = native.library()
-    assert library is not None
     probes = torch.empty((len(queries.scales), num_probes), dtype=torch.int64)
-    tensors = [t.contiguous() for t in (queries.codes, queries.scales, centroids.codes, centroids.scales, reaches)]
+    tensors = (queries.codes, queries.scales, centroids.codes, centroids.scales, reaches)
     sizes = (*queries.codes.shape[:1], *centroids.codes.shape, num_probes, native.num_threads())
-    library.stcli_choose_probes(*map(native.pointer, tensors), *map(ctypes.c_int64, sizes), native.pointer(probes))
+    native.call("stcli_choose_probes", *tensors, *sizes, probes)
     return probes
 
 

@@ -60,17 +60,21 @@ def pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def call(function: str, *arguments: torch.Tensor | int | float) -> None:
+def call(function: str, *arguments: torch.Tensor | int | float | None) -> None:
     """Call a function that returns 0, or 1 where memory ran out.
 
     Args:
         function: its name in the library.
-        arguments: CPU tensors go as addresses (a copy's if not contiguous), whole numbers as int64, others as double.
+        arguments: CPU tensors go as addresses (a copy's if not contiguous), None as a null one,
+            whole numbers as int64, others as double.
+
+    Raises:
+        MemoryError: memory ran out.
     """
     kept = [item.contiguous() if isinstance(item, torch.Tensor) else item for item in arguments]
     passed = [
         pointer(item)
-        if isinstance(item, torch.Tensor)
+        if item is None or isinstance(item, torch.Tensor)
         else ctypes.c_double(item)
         if isinstance(item, float)
         else ctypes.c_int64(item)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from stcli.errors import InputError
@@ -63,19 +61,12 @@ def _torch(vectors: torch.Tensor, scale: float | None, pad_to: int) -> Quantized
 
 
 def _native(vectors: torch.Tensor, scale: float | None, pad_to: int) -> Quantized:
-    library = native.library()
-    assert library is not None
-    vectors = vectors.contiguous()
     num_rows, dim = vectors.shape
     padded = -(-dim // pad_to) * pad_to
     codes = torch.empty((num_rows, padded), dtype=torch.int8)
     scales = torch.empty(num_rows, dtype=torch.float32)
-    library.stcli_quantize_rows(
-        native.pointer(vectors),
-        *map(ctypes.c_int64, (vectors.dtype == torch.float16, num_rows, dim, padded)),
-        ctypes.c_float(scale or 0.0),
-        ctypes.c_int64(native.num_threads()),
-        native.pointer(codes),
-        native.pointer(scales),
+    half, threads = vectors.dtype == torch.float16, native.num_threads()
+    native.call(
+        "stcli_quantize_rows", vectors, half, num_rows, dim, padded, float(scale or 0.0), threads, codes, scales
     )
     return Quantized(codes, scales)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from stcli.ops import cuda, native
@@ -81,20 +79,10 @@ def _ordered_dot(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def _native(queries: torch.Tensor, embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
-    library = native.library()
-    assert library is not None
     scores = torch.empty(rows.shape, dtype=torch.float32)
-    queries, rows, values = queries.contiguous(), rows.contiguous(), embeddings.values.contiguous()
-    exponents = None if embeddings.exponents is None else embeddings.exponents.contiguous()
-    library.stcli_rescore(
-        native.pointer(queries),
-        native.pointer(values),
-        ctypes.c_int64(values.dtype == torch.float16),
-        native.pointer(exponents),
-        native.pointer(rows),
-        *map(ctypes.c_int64, (*rows.shape, queries.shape[1], native.num_threads())),
-        native.pointer(scores),
-    )
+    half = embeddings.values.dtype == torch.float16
+    sizes = (*rows.shape, queries.shape[1], native.num_threads())
+    native.call("stcli_rescore", queries, embeddings.values, half, embeddings.exponents, rows, *sizes, scores)
     return scores
 
 
