@@ -97,11 +97,13 @@ struct Kernels {
   decltype(&portable::hash_terms) hash_terms;
   decltype(&portable::cut_tiles) cut_tiles;
   decltype(&portable::and_rows) and_rows;
+  decltype(&portable::and_whole_rows) and_whole_rows;
   decltype(&portable::compare_codes) compare_codes;
   decltype(&portable::run_program) run_program;
 };
 
-#define STCLI_KERNELS(isa) {isa::hash_terms, isa::cut_tiles, isa::and_rows, isa::compare_codes, isa::run_program}
+#define STCLI_KERNELS(isa) \
+  {isa::hash_terms, isa::cut_tiles, isa::and_rows, isa::and_whole_rows, isa::compare_codes, isa::run_program}
 Kernels current_kernels() {
 #if STCLI_X86
   if (current_isa() == AVX512) return STCLI_KERNELS(avx512);
@@ -183,6 +185,11 @@ class Worker {
     }
     kernels_.hash_terms(batch_.bloom_terms.data(), num_terms, static_cast<uint64_t>(block), width, matrix_.num_hashes,
                         rows_.data());
+    if (num_terms * matrix_.num_hashes < width) {  // cutting all rows into tiles would not pay
+      kernels_.and_whole_rows(matrix_.bloom + first_row * kBlockWords, rows_.data(), batch_.bloom_leaves.data(),
+                              num_terms, matrix_.num_hashes, masks);
+      return;
+    }
     kernels_.cut_tiles(matrix_.bloom + first_row * kBlockWords, width, tiles);
     for (int64_t word = 0; word < kBlockWords; word += kTileWords) {
       kernels_.and_rows(tiles + word * width, rows_.data(), batch_.bloom_leaves.data(), num_terms, matrix_.num_hashes,

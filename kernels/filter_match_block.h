@@ -47,6 +47,22 @@ STCLI_TARGET void and_rows(const uint64_t* tile, const uint32_t* rows, const int
   }
 }
 
+// The same on rows of kBlockWords words, not cut into tiles.
+STCLI_TARGET void and_whole_rows(const uint64_t* bloom, const uint32_t* rows, const int64_t* leaves, int64_t num_terms,
+                                 int64_t num_hashes, uint64_t* masks) {
+  for (int64_t term = 0; term < num_terms; ++term) {
+    uint64_t* mask = masks + leaves[term] * kBlockWords;
+    for (int64_t i = 0; i < num_hashes; ++i) {
+      const uint64_t* row = bloom + rows[i * num_terms + term] / kTileWords * kBlockWords;
+      for (int64_t word = 0; word < kBlockWords; word += STCLI_VECTOR_WORDS) {
+        Vector* to = reinterpret_cast<Vector*>(mask + word);
+        const Vector from = *reinterpret_cast<const Vector*>(row + word);
+        *to = i ? *to & from : from;
+      }
+    }
+  }
+}
+
 // Items whose rank code is < bound and == bound: less where the codes first differ at a one of the bound, read from the
 // highest bit on; equal while they agree. Bit b of the codes lies at rows + b * stride.
 STCLI_TARGET void compare_codes(const uint64_t* rows, int64_t stride, int64_t bits, int64_t bound, int64_t words,
