@@ -17,6 +17,7 @@ from stcli.cli.build import build_index, pack_model
 from stcli.cli.compare import compare
 from stcli.cli.look import explain, inspect
 from stcli.cli.search import bench, retrieve
+from stcli.cli.sections import SectionedCommand
 from stcli.errors import StcliError
 
 HELP = """Filtered embedding retrieval over Parquet: each query with its own filter, on the CPU or a GPU.
@@ -43,7 +44,7 @@ app = typer.Typer(
     suggest_commands=True,
 )
 for command in (build_index, pack_model, retrieve, bench, compare, inspect, explain):
-    app.command(no_args_is_help=True)(command)
+    app.command(cls=SectionedCommand, no_args_is_help=True)(command)
 
 
 def _version(value: bool) -> None:

@@ -17,6 +17,7 @@ import typer
 import stcli
 from stcli.cli import main
 from stcli.cli.main import app, run
+from stcli.cli.sections import SECTIONS
 from tests import process
 from tests.conftest import Tiny
 
@@ -389,6 +390,18 @@ def test_every_command_has_help_with_examples(cli, command):
         if option not in ("--help",):
             line = text[text.index(option) :].split("\n  -")[0]
             assert len(line.split()) > 3, f"{option} says nothing"
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+def test_every_option_is_in_one_section(cli, command):
+    text = help_of(cli, command)
+    titles = re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)
+    assert titles == ["Arguments", *SECTIONS[command], "Run"]
+    group = typer.main.get_command(app)
+    names = [next(name for name in item.opts if name[:2] == "--") for item in group.commands[command].params[1:]
+             if item.param_type_name == "option"]  # fmt: skip
+    listed = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)
+    assert sorted(listed) == sorted([*names, "--help"])
 
 
 def test_help_names_every_command(cli):
