@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ from stcli.ops.rescore import rescore
 from stcli.ops.take_best import take_best
 from stcli.types import Embeddings, Quantized
 
-KERNELS = Path(__file__).parents[2] / "kernels"
+KERNELS = Path(str(resources.files("stcli._kernels")))
 FUNCTION = re.compile(r'^extern "C" int (stcli_\w+)\([^{]*\{.*?^\}.*?$', re.MULTILINE | re.DOTALL)
 
 VECTORS = torch.ones(3, 32)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
-KERNELS = Path(__file__).parents[2] / "kernels"
+KERNELS = Path(str(resources.files("stcli._kernels")))
 
 PROGRAM = """
 #include <cstdio>
