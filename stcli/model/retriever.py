@@ -23,7 +23,8 @@ from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
 from stcli.model.planner import REACHED_SHARE, Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
 from stcli.model.results import Results, concatenate
-from stcli.model.scoring import Scoring, ScoringOptions, calibrated_k, needs_scoring
+from stcli.model.scoring import Scoring
+from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring
 from stcli.model.search import Search, Tile
 from stcli.model.tower import load_tower
 from stcli.ops.filter_match import filter_match

@@ -11,21 +11,22 @@ with an OverArch or a value model, the `pool` best of each task are scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from stcli.errors import InputError, nearest
+from stcli.errors import InputError
 from stcli.filters.program import FilterBatch, moved
 from stcli.formulas.value_model import ValueModel
 from stcli.model.eligibility import all_words
 from stcli.model.planner import GIVEN, SearchOptions, default_candidates
 from stcli.model.requests import Requests, padded
 from stcli.model.results import Results, concatenate
-from stcli.model.rules import Rules
+from stcli.model.scoring_options import ScoringOptions, default_pool, scored_tasks
 from stcli.model.search import SLOTS, Search, Tile
+from stcli.model.slots import in_order, near, pick, put
 from stcli.ops.keys import EMPTY_KEY, make_keys
 from stcli.ops.merge_lists import merge_lists
 from stcli.ops.rescore import rescore
@@ -36,64 +37,8 @@ from stcli.types import PAD_ROW
 if TYPE_CHECKING:
     from stcli.model.retriever import Retriever
 
-CALIBRATED_POOL = 1000
-
 PAIRS = 1 << 22
 """Scores held at once, candidates times tasks; 12 to 20 bytes each."""
-
-
-@dataclass(frozen=True)
-class ScoringOptions:
-    """What happens after the search.
-
-    Attributes:
-        combine: "union" of the tasks' results, or "intersection", items that every task found.
-        pool: K0, candidates of each task that an OverArch or a value model scores; None: `default_pool` of k.
-        overarch: score with the OverArch of the artifact, if it has one; otherwise with dot products.
-        values: value models that requests may choose from by number.
-        columns: what they read of the items, float32 or bool [N], by column.
-        rules: caps on groups of items, or None.
-    """
-
-    combine: str = "union"
-    pool: int | None = None
-    overarch: bool = True
-    values: tuple[ValueModel, ...] = ()
-    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    rules: Rules | None = None
-
-
-def scored_tasks(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """The tasks that results are scored for: those of the user vectors, or for one without a name all of the OverArch.
-
-    Raises:
-        InputError: the OverArch does not have one of them.
-    """
-    if model.overarch is None or not scoring.overarch:
-        return tasks
-    known = model.overarch.tasks
-    for task in tasks:
-        if task not in known:
-            raise InputError(f"task {task!r}: the artifact's OverArch has no such task; {nearest(task, list(known))}")
-    return tasks or known
-
-
-def needs_scoring(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> bool:
-    """Whether the results of a search are not yet those of the request."""
-    learned = scoring.overarch and model.overarch is not None
-    return bool(tasks) or learned or bool(scoring.values) or scoring.rules is not None
-
-
-def calibrated_k(model: Retriever, k: int, scoring: ScoringOptions) -> int:
-    """The k to calibrate the search for: as many of the pool as a sample can be searched for exactly at little cost."""
-    if scoring.values or (scoring.overarch and model.overarch is not None):
-        k = max(k, min(scoring.pool or default_pool(k), CALIBRATED_POOL))
-    return min(k, model.num_items)
-
-
-def default_pool(k: int) -> int:
-    """K0 where an OverArch or a value model scores: the order of the search is not that of the result."""
-    return max(1000, 4 * k)
 
 
 @dataclass(frozen=True)
@@ -242,8 +187,8 @@ class Scoring:
             own = (part[:, None] * num_tasks + torch.arange(num_tasks, device=part.device)).flatten()
             more, again = self._pool(_take(tile, own), num_tasks, 2 * k0)
             pool = _Pool(
-                _put(pool.rows, part, more.rows, PAD_ROW),
-                _put(pool.scores, part, more.scores, -torch.inf),
+                put(pool.rows, part, more.rows, PAD_ROW),
+                put(pool.scores, part, more.scores, -torch.inf),
                 pool.complete.index_copy(0, part, more.complete),
             )
             here = own.cpu()
@@ -319,7 +264,7 @@ class Scoring:
             rows = self._eligible(padded(requests.candidates.take(which)), which, requests, filters)
             eligible[which] = (rows >= 0).sum(1)
             parts.append(self._score(rows.to(model.device), None, batch.take(which)))
-        joined = {name: _joined([getattr(part, name) for part in parts], order) for name in _SCORED}
+        joined = {name: in_order([getattr(part, name) for part in parts], order) for name in _SCORED}
         scored = _Scored(**joined, ann=None)
         return self._results(
             requests, scored, lengths, torch.full_like(lengths, GIVEN), torch.zeros_like(lengths), eligible
@@ -386,10 +331,10 @@ class Scoring:
         values = self._values(tasks, rows, ann, batch)
         slots = self._best_slots(rows, values)
         return _Scored(
-            _pick(rows, slots, PAD_ROW),
-            _pick(values, slots, -torch.inf),
-            None if ann is None else _pick(ann, slots, -torch.inf),
-            torch.stack([_pick(task, slots, -torch.inf) for task in tasks.unbind(1)], 1),
+            pick(rows, slots, PAD_ROW),
+            pick(values, slots, -torch.inf),
+            None if ann is None else pick(ann, slots, -torch.inf),
+            torch.stack([pick(task, slots, -torch.inf) for task in tasks.unbind(1)], 1),
             scored,
         )
 
@@ -397,11 +342,11 @@ class Scoring:
         """The k best by search score that the rules allow: rows and scores [b, K]."""
         k, ranks = min(self.k, self.model.num_items), self.model.get_buffer("id_rank")
         if self.rules is None:
-            found = take_best(*_near(rows, scores, k), ranks, k=k, backend=self.model.backend)
+            found = take_best(*near(rows, scores, k), ranks, k=k, backend=self.model.backend)
             return found.rows, found.scores
         found = take_best(rows, scores, ranks, k=rows.shape[1], backend=self.model.backend)
         places = self.rules.choose(found.rows, k, backend=self.model.backend)
-        return _pick(found.rows, places, PAD_ROW), _pick(found.scores, places, -torch.inf)
+        return pick(found.rows, places, PAD_ROW), pick(found.scores, places, -torch.inf)
 
     def _best_slots(self, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Slots int64 [b, K] of the k best that the rules allow: by score, then item id; -1 at the end."""
@@ -411,7 +356,7 @@ class Scoring:
         slots = torch.topk(keys, min(k if self.rules is None else keys.shape[1], keys.shape[1]), dim=1).indices
         ordered = rows.gather(1, slots)
         if self.rules is not None:
-            return _pick(slots, self.rules.choose(ordered, k, backend=self.model.backend), -1)
+            return pick(slots, self.rules.choose(ordered, k, backend=self.model.backend), -1)
         return torch.nn.functional.pad(slots.masked_fill(ordered < 0, -1), (0, k - slots.shape[1]), value=-1)
 
     def _task_scores(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -493,41 +438,6 @@ def _sure(pool: _Pool, last: torch.Tensor) -> _Pool:
 
 
 _SCORED = ("rows", "scores", "tasks", "scored")
-
-
-def _near(rows: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slots of each line whose score is not below the k-th best, ties included, moved together."""
-    if rows.shape[1] <= k:
-        return rows, scores
-    last = torch.topk(scores, k, dim=1).values[:, -1:]
-    near = (scores >= last) & (rows >= 0)
-    counts = near.sum(1)
-    inside = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device) < counts[:, None]
-    few = torch.full(inside.shape, PAD_ROW, device=rows.device)
-    values = torch.full(inside.shape, -torch.inf, device=rows.device)
-    few[inside], values[inside] = rows[near], scores[near]
-    return few, values
-
-
-def _pick(values: torch.Tensor, slots: torch.Tensor, empty: float) -> torch.Tensor:
-    """Values [b, M] at slots int64 [b, K], `empty` where a slot is -1."""
-    if not values.shape[1]:
-        return values.new_full(slots.shape, empty)
-    return values.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, empty)
-
-
-def _joined(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
-    """Pieces of lines that were taken in `order`, back in their own order."""
-    whole = torch.cat(parts)
-    return torch.empty_like(whole).index_copy_(0, order.to(whole.device), whole)
-
-
-def _put(old: torch.Tensor, lines: torch.Tensor, new: torch.Tensor, empty: float) -> torch.Tensor:
-    """`old` with some lines replaced by wider ones; the others are filled up."""
-    wide = torch.nn.functional.pad(old, (0, max(new.shape[1] - old.shape[1], 0)), value=empty)
-    wide[lines] = empty
-    wide[lines, : new.shape[1]] = new
-    return wide
 
 
 def _take(tile: Tile, queries: torch.Tensor) -> Tile:

@@ -16,7 +16,8 @@ from stcli.errors import InputError, nearest
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
-from stcli.model.scoring import Scoring, ScoringOptions, calibrated_k, needs_scoring, scored_tasks
+from stcli.model.scoring import Scoring
+from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring, scored_tasks
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.queries import QueryBatch, QueryReader
 from stcli.storage.columns import BadRows

@@ -22,7 +22,7 @@ from stcli.model.open import open_artifact
 from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
-from stcli.model.scoring import ScoringOptions
+from stcli.model.scoring_options import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.estimate import estimate_retrieve

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from stcli.config import RetrieveConfig
 from stcli.errors import InputError
 from stcli.model.retriever import Retriever
-from stcli.model.scoring import ScoringOptions, scored_tasks
+from stcli.model.scoring_options import ScoringOptions, scored_tasks
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.rules import read_rules
 from stcli.pipeline.value_models import open_value_model

@@ -14,7 +14,8 @@ from stcli.model import scoring
 from stcli.model.eligibility import words_of
 from stcli.model.planner import GIVEN, SearchOptions
 from stcli.model.requests import Requests
-from stcli.model.scoring import Scoring, ScoringOptions
+from stcli.model.scoring import Scoring
+from stcli.model.scoring_options import ScoringOptions
 from stcli.ops import native
 from tests.model.corpus import packed_values
 

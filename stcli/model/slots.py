@@ -1,0 +1,42 @@
+"""Lines of candidate slots: pick some, move them together, put pieces back; an empty slot has row -1 and score -inf."""
+
+from __future__ import annotations
+
+import torch
+
+from stcli.types import PAD_ROW
+
+
+def near(rows: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slots of each line whose score is not below the k-th best, ties included, moved together."""
+    if rows.shape[1] <= k:
+        return rows, scores
+    last = torch.topk(scores, k, dim=1).values[:, -1:]
+    near = (scores >= last) & (rows >= 0)
+    counts = near.sum(1)
+    inside = torch.arange(int(counts.max()) if len(rows) else 0, device=rows.device) < counts[:, None]
+    few = torch.full(inside.shape, PAD_ROW, device=rows.device)
+    values = torch.full(inside.shape, -torch.inf, device=rows.device)
+    few[inside], values[inside] = rows[near], scores[near]
+    return few, values
+
+
+def pick(values: torch.Tensor, slots: torch.Tensor, empty: float) -> torch.Tensor:
+    """Values [b, M] at slots int64 [b, K], `empty` where a slot is -1."""
+    if not values.shape[1]:
+        return values.new_full(slots.shape, empty)
+    return values.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, empty)
+
+
+def in_order(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
+    """Pieces of lines that were taken in `order`, back in their own order."""
+    whole = torch.cat(parts)
+    return torch.empty_like(whole).index_copy_(0, order.to(whole.device), whole)
+
+
+def put(old: torch.Tensor, lines: torch.Tensor, new: torch.Tensor, empty: float) -> torch.Tensor:
+    """`old` with some lines replaced by wider ones; the others are filled up."""
+    wide = torch.nn.functional.pad(old, (0, max(new.shape[1] - old.shape[1], 0)), value=empty)
+    wide[lines] = empty
+    wide[lines, : new.shape[1]] = new
+    return wide
