@@ -27,7 +27,7 @@ struct TileQueries {
 
 // A limit for float(dot) * row scale that every row with (dot * query scale) * row scale >= threshold reaches; lower by
 // much more than float32 loses on numbers of this magnitude. Where products could under- or overflow there is no limit.
-inline float dot_limit(float threshold, float magnitude, float inverse_scale) {
+STCLI_INLINE float dot_limit(float threshold, float magnitude, float inverse_scale) {
   const float limit = (threshold - 1e-5f * magnitude) * inverse_scale;
   return limit > -1e30f && std::fabs(threshold) > 1e-30f ? limit : -INFINITY;
 }
@@ -199,14 +199,16 @@ STCLI_AVX2 STCLI_INLINE void tile_step_avx2(__m256i (&sums)[2], __m256i first, _
   sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(second, two));
 }
 
-STCLI_AVX2 inline void tile_dots_avx2(const int16_t* tile, int count, int dim, const int8_t* const* queries,
-                                      int32_t* dots) {
+STCLI_AVX2 inline unsigned tile_dots_avx2(const int16_t* tile, int count, int dim, const TileQueries& queries,
+                                          const float* scales, int32_t* dots) {
   constexpr int SLICE = 512;
   alignas(32) int16_t wide[TILE_QUERIES][SLICE];
+  __m256 largest[TILE_QUERIES];
+  for (int query = 0; query < TILE_QUERIES; ++query) largest[query] = _mm256_set1_ps(-INFINITY);
   for (int begin = 0; begin < dim; begin += SLICE) {
     const int length = dim - begin < SLICE ? dim - begin : SLICE;
     for (int query = 0; query < TILE_QUERIES; ++query)
-      for (int d = 0; d < length; ++d) wide[query][d] = queries[query][begin + d];
+      for (int d = 0; d < length; ++d) wide[query][d] = queries.codes[query][begin + d];
     for (int row = 0; row < count; row += 16) {
       __m256i sums[TILE_QUERIES][2];
 #pragma GCC unroll 4
@@ -224,14 +226,25 @@ STCLI_AVX2 inline void tile_dots_avx2(const int16_t* tile, int count, int dim, c
         tile_step_avx2(sums[2], first, second, &wide[2][d]);
         tile_step_avx2(sums[3], first, second, &wide[3][d]);
       }
+      const bool whole = begin + length == dim;
 #pragma GCC unroll 4
-      for (int query = 0; query < TILE_QUERIES; ++query) {
-        __m256i* out = reinterpret_cast<__m256i*>(dots + query * TILE_ROWS + row);
-        _mm256_store_si256(out, sums[query][0]);
-        _mm256_store_si256(out + 1, sums[query][1]);
-      }
+      for (int query = 0; query < TILE_QUERIES; ++query)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+          const int place = row + 8 * half;
+          _mm256_store_si256(reinterpret_cast<__m256i*>(dots + query * TILE_ROWS + place), sums[query][half]);
+          if (whole)
+            largest[query] = _mm256_max_ps(
+                largest[query], _mm256_mul_ps(_mm256_cvtepi32_ps(sums[query][half]), _mm256_load_ps(scales + place)));
+        }
     }
   }
+  unsigned found = 0;
+  for (int query = 0; query < TILE_QUERIES; ++query) {
+    const __m256 limit = _mm256_set1_ps(queries.limits[query]);
+    found |= static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(largest[query], limit, _CMP_GE_OQ)) != 0) << query;
+  }
+  return found;
 }
 
 STCLI_AVX2 inline void row_dots_avx2(const int8_t* query, const int8_t* codes, const uint32_t* rows, int count, int dim,
@@ -275,15 +288,14 @@ inline unsigned tile_dots(Isa isa, const uint8_t* tile, int count, int dim, cons
     return tile_dots_avx512<1>(tile, dim, queries, scales, dots);
   }
 #endif
-  constexpr unsigned ALL = (1u << TILE_QUERIES) - 1;
 #if STCLI_X86
-  if (isa == AVX2) return tile_dots_avx2(reinterpret_cast<const int16_t*>(tile), count, dim, queries.codes, dots), ALL;
+  if (isa == AVX2) return tile_dots_avx2(reinterpret_cast<const int16_t*>(tile), count, dim, queries, scales, dots);
 #endif
   const int8_t* rows = reinterpret_cast<const int8_t*>(tile);
   for (int query = 0; query < TILE_QUERIES; ++query)
     for (int row = 0; row < count; ++row)
       dots[query * TILE_ROWS + row] = portable_dot(queries.codes[query], rows + int64_t{row} * dim, dim);
-  return ALL;
+  return (1u << TILE_QUERIES) - 1;
 }
 
 // dots[i] of one query and codes row rows[i]; may write up to three entries past `count`.

@@ -167,19 +167,19 @@ class Scan {
       const int64_t stop = std::min(end, prune.begin(cluster) + prune.size(cluster));
       for (int64_t row = std::max(begin, prune.begin(cluster)); row < stop; row += TILE_ROWS) {
         prune.select(cluster, row, thresholds_.data(), view_, picked_);
-        scan_tile(row, std::min<int64_t>(TILE_ROWS, stop - row));
+        scan_tile(row, std::min<int64_t>(TILE_ROWS, stop - row), view_.limits.data());
       }
     }
   }
 
-  // Offers up to TILE_ROWS rows to the picked ones of the dense queries.
-  void scan_tile(int64_t row, int64_t rows) {
+  // Offers up to TILE_ROWS rows to the picked ones of the dense queries; `limits` of all of these, if known.
+  void scan_tile(int64_t row, int64_t rows, const float* limits = nullptr) {
     const int64_t size = static_cast<int64_t>(picked_.size());
     if (!size) return;
     const int count = static_cast<int>(rows);
     std::iota(candidates_.rows, candidates_.rows + count, static_cast<uint32_t>(row));
     fill_factors(count);
-    if (all_.query_norms) {
+    if (all_.query_norms && !limits) {
       largest_error_ = *std::max_element(candidates_.errors, candidates_.errors + count);
       largest_norm_ = *std::max_element(candidates_.norms, candidates_.norms + count);
     }
@@ -198,10 +198,11 @@ class Scan {
     for (int64_t i = 0; i < size; i += TILE_QUERIES) {
       TileQueries queries;
       for (int j = 0; j < TILE_QUERIES; ++j) {
-        const ActiveQuery& query = dense_[picked_[std::min(i + j, size - 1)]];
+        const uint32_t place = picked_[std::min(i + j, size - 1)];
+        const ActiveQuery& query = dense_[place];
         queries.codes[j] = query.codes;
         queries.offsets[j] = query.offset;
-        queries.limits[j] = limit(query);
+        queries.limits[j] = limits ? limits[place] : limit(query);
       }
       next.step();
       unsigned found = tile_dots(isa_, tile, count, dim_, queries, candidates_.scales, candidates_.dots);
