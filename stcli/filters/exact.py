@@ -35,9 +35,15 @@ Tile = tuple[np.ndarray, torch.Tensor]
 class PackedModel(Protocol):
     """What `exact_search` needs of a model."""
 
-    planner: Planner
-    terms: Postings
     ids: ItemIds
+
+    @property
+    def planner(self) -> Planner:
+        """Of its vocabulary."""
+
+    @property
+    def terms(self) -> Postings:
+        """Exact terms of the items."""
 
     @property
     def num_items(self) -> int:

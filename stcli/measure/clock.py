@@ -14,7 +14,7 @@ import torch
 from stcli.filters.program import Planner
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import Node
-from stcli.model import retriever, search
+from stcli.model import corpus, search, segment
 from stcli.model.planner import SearchOptions
 from stcli.model.results import Results, concatenate
 from stcli.model.retriever import Retriever
@@ -46,7 +46,7 @@ def run_batches(
 
 def forget_plans(model: Retriever) -> None:
     """Make the model plan its filters anew, as it must for queries that it has not seen."""
-    model.planner = Planner(model.planner.vocabulary, model.planner.layout)
+    model.forget_plans()
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def stage_seconds(model: Retriever) -> Iterator[dict[str, float]]:
         undo.append((owner, name, original))
         setattr(owner, name, clocked(label, original))
 
-    for module in (retriever, search):
+    for module in (corpus, search, segment):
         for name, value in list(vars(module).items()):
             if inspect.isfunction(value) and value.__module__.startswith("stcli.ops."):
                 replace(module, name, name)

@@ -7,19 +7,16 @@ would probe first, second, third …; so one search gives the recall at every nu
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from stcli.filters.source import FilterSource
+from stcli.model.corpus import Corpus, Words, admitted_counts
 from stcli.model.planner import BANDS, Calibration, SearchOptions, bands_of, default_candidates
+from stcli.model.tiles import search
 from stcli.ops.choose_probes import choose_probes
-from stcli.ops.count_bits import count_bits
 from stcli.ops.quantize_rows import quantize_rows
-
-if TYPE_CHECKING:
-    from stcli.model.retriever import Retriever
 
 SAMPLE_A_BAND = 1024
 SMALL_BAND = 256
@@ -33,7 +30,7 @@ FILTERS_AT_ONCE = 512
 
 
 def calibrate(
-    model: Retriever,
+    model: Corpus,
     vectors: torch.Tensor,
     filters: FilterSource,
     k: int,
@@ -41,7 +38,7 @@ def calibrate(
     *,
     seed: int = 0,
     total: int | None = None,
-    allowed: torch.Tensor | None = None,
+    allowed: Words | None = None,
 ) -> Calibration:
     """Choose the clusters to probe in each band of the pass rate.
 
@@ -56,7 +53,7 @@ def calibrate(
         target_recall: recall@k to reach in every band, above 0; 1 means exact.
         seed: of the sample within a band.
         total: queries of the whole run, if `vectors` is a sample of them.
-        allowed: int64 [W] words, the only items that any query may get, or None for all.
+        allowed: the only rows that any query may get, or None for all.
 
     Returns:
         `Calibration` for this artifact and k.
@@ -93,15 +90,15 @@ class Sample:
         vectors: float32 [S, D].
         filters: of these queries.
         k: results a query.
-        allowed: int64 [W] words, the only items that any query may get, or None.
+        allowed: the only rows that any query may get, or None.
     """
 
     def __init__(
-        self, model: Retriever, vectors: torch.Tensor, filters: FilterSource, k: int, allowed: torch.Tensor | None
+        self, model: Corpus, vectors: torch.Tensor, filters: FilterSource, k: int, allowed: Words | None
     ) -> None:
         self.model, self.vectors, self.filters = model, vectors, filters
         self.options = SearchOptions(k, default_candidates(k), allowed=allowed)
-        self.true = model.search(vectors, filters, replace(self.options, exact=True))
+        self.true = search(model, vectors, filters, replace(self.options, exact=True))
 
     def choose(self, target_recall: float) -> tuple[int, float, float]:
         """The clusters to probe, and the mean recall measured with them and its lower bound.
@@ -123,9 +120,9 @@ class Sample:
     def coverage(self) -> torch.Tensor:
         """Share of each query's true results in its nearest 1, 2, … C clusters; float64 [S, C]."""
         model, true = self.model, self.true
-        narrow = model.normalized(self.vectors.to(model.device))[:, : int(model.manifest["dim"])].contiguous()
+        narrow = model.normalized(self.vectors.to(model.device))[:, : model.dim].contiguous()
         queries = quantize_rows(narrow, backend=model.backend)
-        clusters = model.index.clusters
+        clusters = model.segments[0].index.clusters
         order = choose_probes(
             queries,
             clusters.centroids,
@@ -134,14 +131,17 @@ class Sample:
             backend=model.backend,
         ).cpu()
         place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-        cluster = torch.searchsorted(clusters.offsets.cpu(), true.rows.clamp(min=0), right=True) - 1
+        offsets = [segment.get_buffer("cluster_offsets").cpu() for segment in model.segments]
+        cluster = model.read(
+            true.rows, lambda number, own: torch.searchsorted(offsets[number], own.clamp(min=0), right=True) - 1, 0
+        )
         hits = torch.zeros(len(narrow), model.num_clusters, dtype=torch.float64)
         hits.scatter_add_(1, place.gather(1, cluster), (true.rows >= 0).double())
         return self._share(hits.cumsum(1))
 
     def recall(self, probes: int) -> torch.Tensor:
         """Recall@k of each query with a number of probes, measured; float64 [S]."""
-        found = self.model.search(self.vectors, self.filters, replace(self.options, probes=probes))
+        found = search(self.model, self.vectors, self.filters, replace(self.options, probes=probes))
         line = torch.arange(len(self.vectors))[:, None] << 32
         hits = torch.isin(self.true.rows + line, found.rows + line) & (self.true.rows >= 0)
         return self._share(hits.sum(1, keepdim=True).double())[:, 0]
@@ -158,15 +158,13 @@ def mean_and_bound(recall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, mean - ONE_SIDED_95 * recall.std(0, correction=1) / len(recall) ** 0.5
 
 
-def bands_of_queries(model: Retriever, filters: FilterSource, allowed: torch.Tensor | None) -> torch.Tensor:
+def bands_of_queries(model: Corpus, filters: FilterSource, allowed: Words | None) -> torch.Tensor:
     """Band int64 [S] of each query by the items that its filter admits, on the CPU."""
     parts = []
     step = min(FILTERS_AT_ONCE, model.filters_at_once)
     for start in range(0, len(filters), step):
-        batch = filters.batch(start, min(start + step, len(filters)))
-        words, lines = model.admit(batch.to(model.device), allowed)
-        admitted = torch.full_like(lines, model.num_items)
-        if words is not None:
-            admitted = torch.where(lines >= 0, count_bits(words)[lines.clamp(min=0)], admitted)
-        parts.append(bands_of(admitted, lines >= 0, model.num_items).cpu())
+        ((_, batch),) = model.batches(filters, start, min(start + step, len(filters)))
+        admitted = admitted_counts(model.admit(batch, allowed))
+        filtered = (batch[0].filter_of_query >= 0) | (allowed is not None)
+        parts.append(bands_of(admitted.cpu(), filtered, model.num_items))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)

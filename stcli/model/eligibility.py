@@ -6,16 +6,13 @@ They act before the selection, as a filter does, so that a query still gets min(
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from stcli.model.corpus import Corpus, Words
 from stcli.types import Lines
-
-if TYPE_CHECKING:
-    from stcli.model.retriever import Retriever
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Excluded:
     unknown: int
 
 
-def excluded_rows(model: Retriever, ids: pa.Array, lengths: np.ndarray) -> Excluded:
+def excluded_rows(model: Corpus, ids: pa.Array, lengths: np.ndarray) -> Excluded:
     """Map the excluded ids of each query to rows.
 
     Args:
@@ -47,7 +44,7 @@ def excluded_rows(model: Retriever, ids: pa.Array, lengths: np.ndarray) -> Exclu
     return Excluded(_lines(rows, lengths), unknown)
 
 
-def distinct_rows(model: Retriever, ids: pa.Array, lengths: np.ndarray) -> tuple[Lines, np.ndarray]:
+def distinct_rows(model: Corpus, ids: pa.Array, lengths: np.ndarray) -> tuple[Lines, np.ndarray]:
     """Map lists of ids to rows, each row of a list once.
 
     Args:
@@ -74,18 +71,23 @@ def _lines(rows: np.ndarray, lengths: np.ndarray) -> Lines:
     return Lines(torch.from_numpy(rows), ends - torch.from_numpy(lengths), ends)
 
 
-def words_of(model: Retriever, ids: pa.Array) -> tuple[torch.Tensor, int]:
-    """The rows of some ids as words int64 [W], and how many of the ids are no item."""
+def words_of(model: Corpus, ids: pa.Array) -> tuple[Words, int]:
+    """The rows of some ids as words, and how many of the ids are no item."""
     rows = model.lookup.rows_of(ids)
-    bits = np.zeros((model.num_items + 63) // 64 * 64, np.uint8)
-    bits[rows[rows >= 0]] = 1
-    packed = np.packbits(bits, bitorder="little").view(np.int64)
-    return torch.from_numpy(packed), int((rows < 0).sum())
+    words = []
+    for segment in model.segments:
+        bits = np.zeros(64 * segment.num_words, np.uint8)
+        bits[rows[(rows >= segment.base) & (rows < segment.end)] - segment.base] = 1
+        words.append(torch.from_numpy(np.packbits(bits, bitorder="little").view(np.int64)))
+    return tuple(words), int((rows < 0).sum())
 
 
-def all_words(model: Retriever) -> torch.Tensor:
-    """Words int64 [W] in which every item's bit is set and no other."""
-    words = torch.full(((model.num_items + 63) // 64,), -1, dtype=torch.int64)
-    if model.num_items % 64:
-        words[-1] = (1 << (model.num_items % 64)) - 1
-    return words
+def all_words(model: Corpus) -> Words:
+    """Words in which every row's bit is set and no other."""
+    words = []
+    for segment in model.segments:
+        every = torch.full((segment.num_words,), -1, dtype=torch.int64)
+        if segment.num_rows % 64:
+            every[-1] = (1 << (segment.num_rows % 64)) - 1
+        words.append(every)
+    return tuple(words)

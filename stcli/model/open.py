@@ -36,5 +36,6 @@ def open_artifact(
     """
     retriever = Retriever(open_artifact_file(Path(path), verify), backend)
     if placement is not None:
-        return retriever.place(torch.device(device), placement).eval()
+        retriever.place(torch.device(device), placement)
+        return retriever.eval()
     return retriever.to(device).eval()

@@ -79,11 +79,17 @@ class ItemInputs(nn.Module):
         """Float32 [R, D + F] for rows int64 [R]."""
         embeddings = self.embeddings()
         assert embeddings is not None
-        values = embeddings.values[rows].float()
-        if embeddings.exponents is not None:
-            values *= powers_of_two(embeddings.exponents[rows])[:, None]
+        values = embeddings_at(embeddings, rows)
         features: torch.Tensor | None = getattr(self, "features")  # noqa: B009
         return values if features is None else torch.cat([values, features[rows]], 1)
+
+
+def embeddings_at(embeddings: Embeddings, rows: torch.Tensor) -> torch.Tensor:
+    """Packed embeddings of rows int64 [R], float32 [R, D]."""
+    values = embeddings.values[rows].float()
+    if embeddings.exponents is not None:
+        values *= powers_of_two(embeddings.exponents[rows])[:, None]
+    return values
 
 
 def load_overarch(

@@ -121,7 +121,7 @@ class SearchOptions:
         probes: clusters probed for every query, or None to plan each query.
         exact: prove that the results are the best k of all eligible items.
         calibration: clusters to probe in each band, or None for the default share.
-        allowed: int64 [W] words, the only items that any query may get, or None for all.
+        allowed: the only rows that any query may get, as words int64 [W] of each segment, or None for all.
         verify: check candidates by their exact terms; without it, ineligible items may be returned.
     """
 
@@ -130,7 +130,7 @@ class SearchOptions:
     probes: int | None = None
     exact: bool = False
     calibration: Calibration | None = None
-    allowed: torch.Tensor | None = None
+    allowed: tuple[torch.Tensor, ...] | None = None
     verify: bool = True
 
 

@@ -3,150 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
-from stcli.errors import InputError, RunError
-from stcli.filters.program import FilterBatch, Planner
+from stcli.errors import InputError
 from stcli.filters.source import FilterSource, GivenFilters
-from stcli.filters.stored import load_layout, load_matrix, load_terms, load_vocabulary
 from stcli.filters.tree import Node
+from stcli.model.calibrate import calibrate
+from stcli.model.corpus import Corpus
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
-from stcli.model.lookup import IdLookup
-from stcli.model.overarch import load_overarch
-from stcli.model.placement import GROUPS, LEAST_QUERIES, Placement
-from stcli.model.planner import REACHED_SHARE, Calibration, SearchOptions, default_candidates
+from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
-from stcli.model.results import Results, concatenate
+from stcli.model.results import Results
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring
-from stcli.model.search import Search, Tile
-from stcli.model.tower import load_tower
-from stcli.ops.filter_match import filter_match
-from stcli.storage.artifact import Artifact
-from stcli.storage.ids import ItemIds
-from stcli.types import BitMatrix, Clusters, Embeddings, Lines, Postings, Quantized, SearchIndex
-
-WORDS_BYTES = 512 << 20
-"""Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
-
-TILE_QUERIES = 8192
+from stcli.model.tiles import search
+from stcli.types import Lines
 
 
-class Retriever(nn.Module):
-    """Item index, filter and embeddings as tensors of one module.
+class Retriever(Corpus):
+    """Item index, filter and embeddings as tensors of one module, to be called with queries.
 
     Made by `stcli.open_artifact`. Buffers move with `.to(device)`; ids and exact terms stay on the host.
-
-    Args:
-        artifact: an opened artifact.
-        backend: see `ops/dispatch.py`.
     """
-
-    codes: torch.Tensor
-
-    def __init__(self, artifact: Artifact, backend: str = "auto") -> None:
-        super().__init__()
-        manifest, arrays = artifact.manifest, artifact.arrays
-        self.manifest: dict[str, Any] = manifest
-        self.backend = backend
-        self.words_bytes = WORDS_BYTES
-        self.tile_queries = TILE_QUERIES
-        self.warnings: list[str] = []
-        for name in _BUFFERS:
-            if name in arrays:
-                self.register_buffer(name, torch.from_numpy(arrays[name]), persistent=False)
-        vocabulary = load_vocabulary(arrays, manifest["filter"])
-        self.planner = Planner(vocabulary, load_layout(arrays, manifest["filter"]))
-        self.terms: Postings = load_terms(arrays)
-        self.ids = ItemIds.from_arrays(arrays)
-        self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
-        self.column_bytes: np.ndarray | None = arrays.get("columns")
-        self.tower = load_tower(manifest.get("tower"), arrays)
-        matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
-        self.register_buffer("own_words", matrix.own, persistent=False)
-        self.register_buffer("bloom_words", matrix.bloom, persistent=False)
-        self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
-        self.overarch = load_overarch(manifest.get("overarch"), arrays, lambda: self.embeddings, backend)
-
-    def place(self, device: torch.device, placement: Placement) -> Retriever:
-        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
-        if self.tower is not None:
-            self.tower.to(device)
-        for group in placement.gpu:
-            if group == "terms":
-                self.terms = Postings(self.terms.values.to(device), self.terms.offsets.to(device))
-                continue
-            for name in GROUPS[group]:
-                if name in self._buffers:
-                    setattr(self, name, self.get_buffer(name).to(device))
-        if self.overarch is not None:
-            self.overarch.to(device)
-        self.tile_queries = placement.tile_queries
-        self.words_bytes = placement.tile_queries * 8 * ((self.num_items + 63) // 64)
-        return self
-
-    @property
-    def num_items(self) -> int:
-        """N."""
-        return int(self.manifest["num_items"])
-
-    @property
-    def num_clusters(self) -> int:
-        """C."""
-        return int(self.manifest["num_clusters"])
-
-    @property
-    def query_dim(self) -> int:
-        """Dimensions that a query must have: those of the packed embeddings, or of the index if none are packed."""
-        return int(self.manifest["embedding_dim"] or self.manifest["dim"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the artifact."""
-        return str(self.manifest["fingerprint"])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return self.codes.device
-
-    @property
-    def embeddings(self) -> Embeddings | None:
-        """The packed embeddings, or None if none were packed."""
-        values = getattr(self, "embedding_values", None)
-        return None if values is None else Embeddings(values, getattr(self, "embedding_exponents", None))
-
-    @property
-    def index(self) -> SearchIndex:
-        """What the int8 search reads; without error bounds the exact search scores every admitted row again."""
-        errors, norms, radii = (getattr(self, name, None) for name in ("errors", "norms", "cluster_radii"))
-        if errors is None or norms is None:
-            errors = norms = torch.zeros(self.num_items, device=self.device)
-        if self.manifest["filter"]["paper"]:
-            radii = None
-        clusters = Clusters(
-            Quantized(self.get_buffer("centroid_codes"), self.get_buffer("centroid_scales")),
-            self.get_buffer("cluster_offsets"),
-            None if radii is None else radii * REACHED_SHARE,
-        )
-        return SearchIndex(self.codes, self.get_buffer("scales"), errors, norms, clusters)
-
-    @property
-    def matrix(self) -> BitMatrix:
-        """The bit matrix of the filter."""
-        return BitMatrix(
-            self.get_buffer("own_words"),
-            self.get_buffer("bloom_words"),
-            self.get_buffer("bloom_offsets"),
-            int(self.manifest["filter"]["num_hashes"]),
-            self.num_items,
-        )
 
     def forward(
         self,
@@ -198,8 +80,6 @@ class Retriever(nn.Module):
         source = self._source(filters, len(users))
         excluded = self._excluded(exclude, len(users))
         if target_recall is not None and calibration is None and not exact and probes is None and rank is None:
-            from stcli.model.calibrate import calibrate
-
             own = np.repeat(np.arange(len(users)), users.shape[1])
             every = source if users.shape[1] == 1 else source.take(own)
             calibration = calibrate(self, users.flatten(0, 1), every, wanted, target_recall)
@@ -272,96 +152,5 @@ class Retriever(nn.Module):
     def search(
         self, vectors: torch.Tensor, filters: FilterSource, options: SearchOptions, excluded: Excluded | None = None
     ) -> Results:
-        """Search checked queries float32 [B, D] in tiles whose filter words fit in memory.
-
-        Where the device runs out of memory, the tile is halved and searched again; results do not depend on tiles.
-        """
-        parts: list[Results] = []
-        start = 0
-        while start < len(vectors):
-            stop = min(start + self.tile_queries, len(vectors))
-            for count, batch in filters.batch(start, stop).split(self.filters_at_once):
-                here = slice(start, start + count)
-                lines = excluded.rows.take(here) if excluded is not None else None
-                try:
-                    parts.append(self._search_tile(vectors[here], batch, options, lines))
-                except torch.OutOfMemoryError:
-                    found = False
-                else:
-                    found = True
-                if not found:  # outside of `except`, where the error would keep the tensors of the failed tile alive
-                    self._shrink_tiles(count)
-                    break
-                start += count
-        return concatenate(parts, self.ids, options.k)
-
-    def _shrink_tiles(self, failed: int) -> None:
-        """Half as many queries at once, after a tile of `failed` queries did not fit."""
-        if failed <= LEAST_QUERIES:
-            raise RunError(
-                f"{self.device}: out of memory with {failed} queries at once; free memory on it, lower --rescore, or "
-                "use --device cpu"
-            )
-        self.tile_queries = max(failed // 2, LEAST_QUERIES)
-        self.words_bytes = min(self.words_bytes, self.tile_queries * 8 * ((self.num_items + 63) // 64))
-        self.__dict__.pop("_words", None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        self.warnings.append(f"{self.device} ran out of memory; going on with {self.tile_queries} queries at once")
-
-    @property
-    def filters_at_once(self) -> int:
-        """Filters whose words are held at once, at least 64."""
-        return max(self.words_bytes // (8 * ((self.num_items + 63) // 64)), 64)
-
-    def _search_tile(
-        self, vectors: torch.Tensor, filters: FilterBatch, options: SearchOptions, excluded: Lines | None
-    ) -> Results:
-        moved = filters.to(self.device)
-        words, line_of_query = self.admit(moved, options.allowed)
-        lines = excluded.to(self.device) if excluded is not None else None
-        tile = Tile(self.normalized(vectors.to(self.device)), filters, words, line_of_query, lines)
-        return Search(self, tile, options).run()
-
-    def admit(
-        self, filters: FilterBatch, allowed: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Evaluate the filters of a tile on the bit matrix.
-
-        Args:
-            filters: on the model's device.
-            allowed: int64 [W] words, the only items that any query may get, or None.
-
-        Returns:
-            Words int64 [F, W] (None if nothing is filtered), good until the next call, and the line of each query,
-            int64 [B], -1 for every item.
-        """
-        words = self._words[: filters.num_filters + 1]
-        if filters.program is not None:
-            filter_match(self.matrix, filters.program, out=words[:-1], backend=self.backend)
-        line_of_query = filters.filter_of_query
-        if allowed is None:
-            return (words[:-1] if filters.program is not None else None), line_of_query
-        words[-1] = allowed
-        words[:-1] &= words[-1]
-        return words, torch.where(line_of_query >= 0, line_of_query, len(words) - 1)
-
-    @cached_property
-    def _words(self) -> torch.Tensor:
-        """Where the words of a tile are written: the pages of a fresh tensor cost more than filling them."""
-        lines = min(self.filters_at_once, TILE_QUERIES) + 1
-        return torch.empty(lines, (self.num_items + 63) // 64, dtype=torch.int64, device=self.device)
-
-    def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
-        """Queries for the cosine metric have length 1; others are left alone."""
-        if self.manifest["metric"] != "cosine":
-            return vectors
-        lengths = vectors.norm(dim=1, keepdim=True)
-        return vectors / torch.where(lengths == 0, 1, lengths)
-
-
-_BUFFERS = (
-    "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
-    "cluster_radii",
-    "embedding_values", "embedding_exponents", "id_order", "id_rank",
-)  # fmt: skip
+        """Search checked queries float32 [B, D], see `stcli.model.tiles.search`."""
+        return search(self, vectors, filters, options, excluded)

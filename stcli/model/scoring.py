@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from stcli.errors import InputError
-from stcli.filters.program import FilterBatch, moved
+from stcli.filters.program import FilterBatch
 from stcli.formulas.value_model import ValueModel
+from stcli.model.corpus import Corpus, Words
 from stcli.model.eligibility import all_words
 from stcli.model.planner import GIVEN, SearchOptions, default_candidates
 from stcli.model.requests import Requests, padded
@@ -27,15 +27,10 @@ from stcli.model.results import Results, concatenate
 from stcli.model.scoring_options import ScoringOptions, default_pool, scored_tasks
 from stcli.model.search import SLOTS, Search, Tile
 from stcli.model.slots import in_order, near, pick, put
+from stcli.model.tiles import make_tile
 from stcli.ops.keys import EMPTY_KEY, make_keys
 from stcli.ops.merge_lists import merge_lists
-from stcli.ops.rescore import rescore
-from stcli.ops.take_best import take_best
-from stcli.ops.verify_terms import verify_terms
 from stcli.types import PAD_ROW
-
-if TYPE_CHECKING:
-    from stcli.model.retriever import Retriever
 
 PAIRS = 1 << 22
 """Scores held at once, candidates times tasks; 12 to 20 bytes each."""
@@ -97,7 +92,7 @@ class Scoring:
     """
 
     def __init__(
-        self, model: Retriever, options: SearchOptions, scoring: ScoringOptions, tasks: tuple[str, ...] = ()
+        self, model: Corpus, options: SearchOptions, scoring: ScoringOptions, tasks: tuple[str, ...] = ()
     ) -> None:
         self.model, self.options, self.scoring = model, options, scoring
         self.k = options.k
@@ -111,7 +106,7 @@ class Scoring:
         elif self.rules is not None:
             self.depth = options.candidates
         self.columns = {name: column.to(model.device) for name, column in scoring.columns.items()}
-        if model.embeddings is None:
+        if not model.has_embeddings:
             raise InputError(
                 "the artifact holds no embeddings to score candidates with; pack it with --embedding-dtype float16"
             )
@@ -122,9 +117,9 @@ class Scoring:
         start = 0
         while start < len(requests):
             stop = min(start + self._requests_at_once(requests), len(requests))
-            planned = requests.filters.batch(start, stop)
             ranked = requests.candidates is not None  # needs no words
-            for count, batch in planned.split(planned.num_filters if ranked else self.model.filters_at_once):
+            most = None if ranked else self.model.filters_at_once
+            for count, batch in self.model.batches(requests.filters, start, stop, most):
                 part = requests.slice(start, start + count)
                 parts.append(self._rank(part, batch) if ranked else self._retrieve(part, batch))
                 start += count
@@ -137,20 +132,12 @@ class Scoring:
 
     # ---- candidates from the index -------------------------------------------------------------------------------
 
-    def _retrieve(self, requests: Requests, filters: FilterBatch) -> Results:
+    def _retrieve(self, requests: Requests, filters: tuple[FilterBatch, ...]) -> Results:
         model = self.model
         count, num_tasks, dim = requests.users.shape
-        words, lines = model.admit(filters.to(model.device), self.options.allowed)
         users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
-        own = torch.arange(count).repeat_interleave(num_tasks)
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
-        tile = Tile(
-            users,
-            replace(filters, filter_of_query=filters.filter_of_query[own]),
-            words,
-            lines[own.to(lines.device)],
-            excluded.take(own.to(model.device)) if excluded is not None else None,
-        )
+        tile = make_tile(model, users, filters, self.options.allowed, excluded, num_tasks)
         pool, found = self._pool(tile, num_tasks, self.depth)
         batch = _Batch(requests, users.view(count, num_tasks, dim))
         scored = self._score(pool.rows, pool.scores, batch)
@@ -185,7 +172,7 @@ class Scoring:
         step = max(SLOTS // (2 * k0 * num_tasks), 1)
         for part in lacking.split(step):
             own = (part[:, None] * num_tasks + torch.arange(num_tasks, device=part.device)).flatten()
-            more, again = self._pool(_take(tile, own), num_tasks, 2 * k0)
+            more, again = self._pool(tile.take(own), num_tasks, 2 * k0)
             pool = _Pool(
                 put(pool.rows, part, more.rows, PAD_ROW),
                 put(pool.scores, part, more.scores, -torch.inf),
@@ -213,7 +200,13 @@ class Scoring:
                 own = (here[:, None] * num_tasks + torch.arange(num_tasks, device=here.device)).flatten()
                 words = self._open_words(tile, here * num_tasks, rows, scored.rows[here])
                 line = torch.arange(len(here), device=here.device).repeat_interleave(num_tasks)
-                more, _ = self._pool(replace(_take(tile, own), words=words, line_of_query=line), num_tasks, self.depth)
+                some = tile.take(own)
+                admitted = tuple(
+                    replace(part, words=own_words, line_of_query=line)
+                    for part, own_words in zip(some.admitted, words, strict=True)
+                )
+                again = replace(some, admitted=admitted, filtered=torch.ones_like(some.filtered))
+                more, _ = self._pool(again, num_tasks, self.depth)
                 rows, ann = torch.cat([rows, more.rows], 1), torch.cat([ann, more.scores], 1)
                 better = self._score(rows, ann, batch.take(here))
                 for name in ("rows", "scores", "ann", "tasks", "scored"):
@@ -223,7 +216,7 @@ class Scoring:
                     going &= ~more.complete
                 here, rows, ann = here[going], rows[going], ann[going]
 
-    def _open_words(self, tile: Tile, lines: torch.Tensor, seen: torch.Tensor, taken: torch.Tensor) -> torch.Tensor:
+    def _open_words(self, tile: Tile, lines: torch.Tensor, seen: torch.Tensor, taken: torch.Tensor) -> Words:
         """Words int64 [b, W] of the rows that requests may still get: admitted, not seen, of no group that is full.
 
         Args:
@@ -233,25 +226,29 @@ class Scoring:
             taken: int64 [b, K], those among the results.
         """
         assert self.rules is not None
-        every = all_words(self.model).to(self.model.device)
-        words = torch.empty(len(lines), len(every), dtype=torch.int64, device=every.device)
-        bits = torch.arange(64, device=every.device)
-        for number, line in enumerate(tile.line_of_query[lines].tolist()):
-            barred = torch.zeros(64 * len(every), dtype=torch.bool, device=every.device)
+        model, device = self.model, self.model.device
+        bits, every = torch.arange(64, device=device), [words.to(device) for words in all_words(model)]
+        opened = tuple(torch.empty(len(lines), len(words), dtype=torch.int64, device=device) for words in every)
+        for number, query in enumerate(lines.tolist()):
+            barred = torch.zeros(model.segments[-1].end, dtype=torch.bool, device=device)
             barred[seen[number][seen[number] >= 0]] = True
             rows = taken[number][taken[number] >= 0]
             for groups, limit in zip(self.rules.groups, self.rules.limits.tolist(), strict=True):
                 codes, counts = groups[rows].unique(return_counts=True)
-                full = torch.zeros(int(groups.max()) + 2, dtype=torch.bool, device=every.device)
+                full = torch.zeros(int(groups.max()) + 2, dtype=torch.bool, device=device)
                 full[codes[(counts >= limit) & (codes >= 0)].long()] = True
-                barred[: len(groups)] |= full[groups]  # OWN_GROUP, -1, is the last place, never full
-            base = every if tile.words is None or line < 0 else tile.words[line]
-            words[number] = base & ~(barred.view(-1, 64).long() << bits).sum(1)
-        return words
+                barred |= full[groups]  # OWN_GROUP, -1, is the last place, never full
+            for segment, admitted, whole, words in zip(model.segments, tile.admitted, every, opened, strict=True):
+                line = int(admitted.line_of_query[query])
+                base = whole if admitted.words is None or line < 0 else admitted.words[line]
+                own = barred[segment.base : segment.end]
+                own = torch.nn.functional.pad(own, (0, 64 * segment.num_words - len(own)))
+                words[number] = base & ~(own.view(-1, 64).long() << bits).sum(1)
+        return opened
 
     # ---- candidates that requests bring ----------------------------------------------------------------------------
 
-    def _rank(self, requests: Requests, filters: FilterBatch) -> Results:
+    def _rank(self, requests: Requests, filters: tuple[FilterBatch, ...]) -> Results:
         assert requests.candidates is not None
         model = self.model
         users = model.normalized(requests.users.to(model.device).flatten(0, 1)).view(requests.users.shape)
@@ -279,18 +276,18 @@ class Scoring:
             start += step
 
     def _eligible(
-        self, rows: torch.Tensor, which: torch.Tensor, requests: Requests, filters: FilterBatch
+        self, rows: torch.Tensor, which: torch.Tensor, requests: Requests, filters: tuple[FilterBatch, ...]
     ) -> torch.Tensor:
         """Candidates int64 [b, M] on the CPU, with -1 for those that their request must not get."""
-        kept = rows >= 0
-        own = filters.filter_of_query[which]
-        if filters.terms is not None and bool((own >= 0).any()):
-            place = self.model.terms.values.device
-            program = moved(filters.terms, place)
-            kept &= verify_terms(self.model.terms, program, rows.to(place), own.to(place)).cpu()
         allowed = self.options.allowed
+        kept = self.model.verify(filters, [batch.filter_of_query[which] for batch in filters], rows)
         if allowed is not None:
-            kept &= (allowed.cpu()[rows.clamp(min=0) >> 6] >> (rows & 63)) & 1 > 0
+
+            def is_allowed(number: int, own: torch.Tensor) -> torch.Tensor:
+                words = allowed[number].cpu()
+                return (words[own.clamp(min=0) >> 6] >> (own & 63)) & 1 > 0
+
+            kept &= self.model.read(rows, is_allowed, False)
         if requests.excluded is not None:
             line = torch.arange(len(which))
             barred = padded(requests.excluded.take(which))
@@ -340,18 +337,18 @@ class Scoring:
 
     def _best_found(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The k best by search score that the rules allow: rows and scores [b, K]."""
-        k, ranks = min(self.k, self.model.num_items), self.model.get_buffer("id_rank")
+        k = min(self.k, self.model.num_items)
         if self.rules is None:
-            found = take_best(*near(rows, scores, k), ranks, k=k, backend=self.model.backend)
+            found = self.model.take_best(*near(rows, scores, k), k)
             return found.rows, found.scores
-        found = take_best(rows, scores, ranks, k=rows.shape[1], backend=self.model.backend)
+        found = self.model.take_best(rows, scores, rows.shape[1])
         places = self.rules.choose(found.rows, k, backend=self.model.backend)
         return pick(found.rows, places, PAD_ROW), pick(found.scores, places, -torch.inf)
 
     def _best_slots(self, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Slots int64 [b, K] of the k best that the rules allow: by score, then item id; -1 at the end."""
         k = min(self.k, self.model.num_items)
-        keys = make_keys(scores, self.model.get_buffer("id_rank")[rows.clamp(min=0)])
+        keys = make_keys(scores, self.model.ranks(rows))
         keys = torch.where(rows >= 0, keys, EMPTY_KEY)
         slots = torch.topk(keys, min(k if self.rules is None else keys.shape[1], keys.shape[1]), dim=1).indices
         ordered = rows.gather(1, slots)
@@ -363,21 +360,28 @@ class Scoring:
         """Scores of candidates [b, M] for each task, float32 [b, S, M]; -inf in empty slots."""
         if self.overarch is None:
             return self._dots(users, rows)
-        vector = (lambda place: users[:, place]) if users.shape[1] > 1 else (lambda place: users[:, 0])
-        scores = [self.overarch(vector(place), rows, task) for place, task in enumerate(self.tasks)]
+        scores = [
+            self._learned(users[:, place if users.shape[1] > 1 else 0], rows, task)
+            for place, task in enumerate(self.tasks)
+        ]
         return torch.stack(scores, 1)
+
+    def _learned(self, users: torch.Tensor, rows: torch.Tensor, task: str) -> torch.Tensor:
+        """Scores of candidates [b, M] by the OverArch for one task, whose user vectors are float32 [b, D]."""
+
+        def score(number: int, own: torch.Tensor) -> torch.Tensor:
+            overarch = self.model.segments[number].overarch
+            assert overarch is not None
+            return overarch(users, own, task)
+
+        return self.model.read(rows, score, -torch.inf)
 
     def _dots(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Dot products of candidates [b, M] with each user vector, float32 [b, T, M]; -inf in empty slots."""
-        embeddings = self.model.embeddings
-        assert embeddings is not None
-        place = embeddings.values.device  # the host's, where the device has no room for them
-        backend = self.model.backend if place.type == self.model.device.type else "auto"
         count, num_tasks, dim = users.shape
         # The tasks of a request one after another, so that its rows come from the cache for all but the first.
-        lines = rows.to(place)[:, None].expand(-1, num_tasks, -1).reshape(count * num_tasks, rows.shape[1])
-        scores = rescore(users.reshape(-1, dim).to(place), embeddings, lines, backend=backend)
-        return scores.view(count, num_tasks, -1).to(users.device)
+        lines = rows[:, None].expand(-1, num_tasks, -1).reshape(count * num_tasks, rows.shape[1])
+        return self.model.rescore(users.reshape(-1, dim), lines).view(count, num_tasks, -1)
 
     @property
     def _reads_ann(self) -> bool:
@@ -438,14 +442,3 @@ def _sure(pool: _Pool, last: torch.Tensor) -> _Pool:
 
 
 _SCORED = ("rows", "scores", "tasks", "scored")
-
-
-def _take(tile: Tile, queries: torch.Tensor) -> Tile:
-    """Some queries of a tile, int64 [b]."""
-    return Tile(
-        tile.vectors[queries],
-        replace(tile.filters, filter_of_query=tile.filters.filter_of_query[queries.cpu()]),
-        tile.words,
-        tile.line_of_query[queries],
-        None if tile.excluded is None else tile.excluded.take(queries),
-    )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
 from stcli.errors import InputError, nearest
 from stcli.formulas.value_model import ValueModel
+from stcli.model.corpus import Corpus
 from stcli.model.rules import Rules
-
-if TYPE_CHECKING:
-    from stcli.model.retriever import Retriever
 
 CALIBRATED_POOL = 1000
 """Most candidates that a calibration looks for: each sample query is searched for as many, exactly."""
@@ -40,7 +37,7 @@ class ScoringOptions:
     rules: Rules | None = None
 
 
-def scored_tasks(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> tuple[str, ...]:
+def scored_tasks(model: Corpus, scoring: ScoringOptions, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """The tasks that results are scored for: those of the user vectors, or for one without a name all of the OverArch.
 
     Raises:
@@ -55,13 +52,13 @@ def scored_tasks(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ..
     return tasks or known
 
 
-def needs_scoring(model: Retriever, scoring: ScoringOptions, tasks: tuple[str, ...]) -> bool:
+def needs_scoring(model: Corpus, scoring: ScoringOptions, tasks: tuple[str, ...]) -> bool:
     """Whether the results of a search are not yet those of the request."""
     learned = scoring.overarch and model.overarch is not None
     return bool(tasks) or learned or bool(scoring.values) or scoring.rules is not None
 
 
-def calibrated_k(model: Retriever, k: int, scoring: ScoringOptions) -> int:
+def calibrated_k(model: Corpus, k: int, scoring: ScoringOptions) -> int:
     """The k to calibrate the search for: as many of the pool as a sample can be searched for exactly at little cost."""
     if scoring.values or (scoring.overarch and model.overarch is not None):
         k = max(k, min(scoring.pool or default_pool(k), CALIBRATED_POOL))

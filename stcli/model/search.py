@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
 
 import torch
 
-from stcli.filters.program import FilterBatch, moved
+from stcli.model.corpus import Admitted, Corpus, admitted_counts
 from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan
 from stcli.model.results import Results
+from stcli.model.segment import Segment
+from stcli.model.slots import best_of_runs
 from stcli.ops.choose_probes import choose_probes
-from stcli.ops.count_bits import count_bits
 from stcli.ops.quantize_rows import quantize_rows
-from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
-from stcli.ops.take_best import take_best
-from stcli.ops.verify_terms import verify_terms
 from stcli.types import PAD_ROW, Candidates, Lines, Quantized
-
-if TYPE_CHECKING:
-    from stcli.model.retriever import Retriever
 
 SLOTS = 1 << 24
 """Candidate slots held at once, 12 bytes each."""
@@ -60,52 +54,54 @@ class Tile:
 
     Attributes:
         vectors: float32 [B, D] on the model's device.
-        filters: planned, on the CPU, for verification.
-        words: int64 [F, W] admitted rows of each line, or None if nothing is filtered.
-        line_of_query: int64 [B], line of `words`, or -1 for every item.
+        admitted: what the filters admit of each segment.
+        filtered: bool [B], something limits what a query may get.
         excluded: rows that each query must not get, or None.
     """
 
     vectors: torch.Tensor
-    filters: FilterBatch
-    words: torch.Tensor | None
-    line_of_query: torch.Tensor
+    admitted: tuple[Admitted, ...]
+    filtered: torch.Tensor
     excluded: Lines | None
+
+    def take(self, queries: torch.Tensor) -> Tile:
+        """Some of the queries, int64 [b], perhaps repeated."""
+        return Tile(
+            self.vectors[queries],
+            tuple(admitted.take(queries) for admitted in self.admitted),
+            self.filtered[queries],
+            None if self.excluded is None else self.excluded.take(queries),
+        )
 
 
 class Search:
     """The search of one tile.
 
     Args:
-        model: the packed model.
+        model: the packed items.
         tile: the queries.
         options: how to search.
     """
 
-    def __init__(self, model: Retriever, tile: Tile, options: SearchOptions) -> None:
+    def __init__(self, model: Corpus, tile: Tile, options: SearchOptions) -> None:
         self.model, self.tile, self.options = model, tile, options
-        self.index, self.backend = model.index, model.backend
-        self.vectors, self.words, self.line_of_query = tile.vectors, tile.words, tile.line_of_query
-        self.narrow = self.vectors[:, : int(model.manifest["dim"])].contiguous()
+        self.backend, self.vectors = model.backend, tile.vectors
+        self.narrow = self.vectors[:, : model.dim].contiguous()
         self.queries = quantize_rows(self.narrow, backend=self.backend)
         self.k = min(options.k, model.num_items)
-        self.embeddings = model.embeddings
-        self.bounded = hasattr(model, "errors") and self.embeddings is not None
-        self.unverified = tile.filters.filter_of_query
-        if tile.filters.program is not None:
-            exact = tile.filters.program.exact[self.unverified.clamp(min=0)]
-            self.unverified = torch.where(exact | (not options.verify), -1, self.unverified)
-        self.admitted = torch.full_like(self.line_of_query, model.num_items)
-        if self.words is not None:
-            counted = count_bits(self.words)[self.line_of_query.clamp(min=0)]
-            self.admitted = torch.where(self.line_of_query >= 0, counted, self.admitted)
+        self.bounded = model.bounded
+        self.runs = [
+            _Run(segment, admitted, tile.excluded, options.verify)
+            for segment, admitted in zip(model.segments, tile.admitted, strict=True)
+        ]
+        self.admitted = admitted_counts(tile.admitted)
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
         model, options = self.model, self.options
         count = len(self.vectors)
         device = self.vectors.device
-        routes, probes = plan(options, self.admitted, self.line_of_query >= 0, model.num_items, model.num_clusters)
+        routes, probes = plan(options, self.admitted, self.tile.filtered, model.num_items, model.num_clusters)
         slots = torch.full((count,), options.candidates, device=device)
         if self.bounded:
             slots[routes == ROWS] = max(options.candidates, 2 * self.k)  # what most proofs need
@@ -152,35 +148,62 @@ class Search:
 
     def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         queries = Quantized(self.queries.codes[which], self.queries.scales[which])
-        lines = self.line_of_query[which]
-        excluded = self.tile.excluded.take(which) if self.tile.excluded is not None else None
-        common: dict[str, Any] = {"k0": k0, "excluded": excluded, "backend": self.backend}
         if route == ROWS:
-            bounds = self._bounds(which, queries) if self.bounded else None
-            floors = self.floors[which] if self.bounded and bool((self.floors[which] > -torch.inf).any()) else None
-            found = search_rows(queries, self.index, self.words, lines, bounds=bounds, floors=floors, **common)
+            found = self._search_rows(queries, which, k0)
             work[which] += self.admitted[which]
         else:
-            clusters = self.index.clusters
-            probes = choose_probes(
-                queries, clusters.centroids, num_probes=num_probes, reaches=clusters.reaches, backend=self.backend
-            )
-            found = search_clusters(queries, self.index, probes, self.words, lines, **common)
-            work[which] += clusters.offsets.diff()[probes].sum(1)
+            found = self._search_clusters(queries, which, num_probes, k0, work)
         # With a slot for every item there is no more to find, though all slots are taken.
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
-        eligible = self._verify(found, which)
-        candidates = torch.where(eligible, found.rows, PAD_ROW)
-        if self.embeddings is None:
-            scores = torch.where(eligible, found.scores, -torch.inf)
+        candidates = self._verified(found.rows, which)
+        if self.model.has_embeddings:
+            scores = self.model.rescore(self.vectors[which], candidates)
         else:
-            place = self.embeddings.values.device  # the host's, where the device has no room for them
-            scores = rescore(
-                self.vectors[which].to(place), self.embeddings, candidates.to(place), backend=self._backend_at(place)
-            ).to(candidates.device)
-        ranks = self.model.get_buffer("id_rank")
-        best = take_best(candidates, scores, ranks, k=self.k, backend=self.backend)
+            scores = torch.where(candidates >= 0, found.scores, -torch.inf)
+        best = self.model.take_best(candidates, scores, self.k)
         return _Found(best.rows, best.scores, full, bound)
+
+    def _search_rows(self, queries: Quantized, which: torch.Tensor, k0: int) -> Candidates:
+        """The best k0 of all admitted rows."""
+        bounds = self._bounds(which, queries) if self.bounded else None
+        floors = self.floors[which] if self.bounded and bool((self.floors[which] > -torch.inf).any()) else None
+        parts = [
+            search_rows(
+                queries, run.index, run.words, run.lines[which], k0=k0, excluded=run.excluding(which), bounds=bounds,
+                floors=floors, backend=self.backend,
+            )
+            for run in self.runs
+        ]  # fmt: skip
+        return self._merged(parts, k0)
+
+    def _search_clusters(
+        self, queries: Quantized, which: torch.Tensor, num_probes: int, k0: int, work: torch.Tensor
+    ) -> Candidates:
+        """The best k0 of the admitted rows in the clusters nearest to each query."""
+        clusters = self.runs[0].index.clusters
+        probes = choose_probes(
+            queries, clusters.centroids, num_probes=num_probes, reaches=clusters.reaches, backend=self.backend
+        )
+        parts = []
+        for run in self.runs:
+            parts.append(
+                search_clusters(
+                    queries, run.index, probes, run.words, run.lines[which], k0=k0, excluded=run.excluding(which),
+                    backend=self.backend,
+                )
+            )  # fmt: skip
+            work[which] += run.index.clusters.offsets.diff()[probes].sum(1)
+        return self._merged(parts, k0)
+
+    def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
+        """The best k0 of what each segment gave, in the rows of all."""
+        if len(parts) == 1:
+            return parts[0]
+        shifted = [
+            replace(part, rows=torch.where(part.rows >= 0, part.rows + run.segment.base, PAD_ROW))
+            for part, run in zip(parts, self.runs, strict=True)
+        ]
+        return best_of_runs(shifted, k0, self.backend)
 
     def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
         """Norms of the queries and of their quantization errors, rounded up as `errors` and `norms` of the rows are."""
@@ -189,24 +212,14 @@ class Search:
         slack = 1 + (vectors.shape[1] + 16) * 2.0**-23
         return vectors.norm(dim=1) * slack, (vectors - restored).norm(dim=1) * slack + vectors.norm(dim=1) * (slack - 1)
 
-    def _verify(self, found: Candidates, which: torch.Tensor) -> torch.Tensor:
-        """Which candidates satisfy their query's filter by their exact terms; bool [b, k0]."""
-        filters, place = self.unverified[which.cpu()], self.model.terms.values.device
-        program = self.tile.filters.terms
-        if program is None or not bool((filters >= 0).any()):
-            return found.rows >= 0
-        eligible = verify_terms(
-            self.model.terms,
-            moved(program, place),
-            found.rows.to(place),
-            filters.to(place),
-            backend=self._backend_at(place),
-        )
-        return eligible.to(found.rows.device)
-
-    def _backend_at(self, place: torch.device) -> str:
-        """The backend asked for, or any that runs where a tensor was left on the host."""
-        return self.backend if place.type == self.vectors.device.type else "auto"
+    def _verified(self, rows: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+        """Candidates [b, k0] without those that do not satisfy their query's filter by their exact terms."""
+        if all(run.exact for run in self.runs):
+            return rows
+        here = which.cpu()
+        filters = [run.admitted.filters for run in self.runs]
+        kept = self.model.verify(filters, [run.unverified[here] for run in self.runs], rows)
+        return torch.where(kept, rows, PAD_ROW)
 
     def _unfinished(self, found: _Found, which: torch.Tensor, route: int, k0: int) -> torch.Tensor:
         """Which queries may have results that this attempt did not see; bool [b]."""
@@ -218,7 +231,7 @@ class Search:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates
             return found.full & (unproven if asked else short)
-        wanted = self.options.exact and self.embeddings is not None
+        wanted = self.options.exact and self.model.has_embeddings
         return found.full if wanted else found.full & short
 
     def _widen(
@@ -229,6 +242,33 @@ class Search:
         probed = which[(routes[which] == PROBE)]
         probes[probed] *= WIDEN_PROBES
         routes[probed] = torch.where(probes[probed] >= self.model.num_clusters, ROWS, PROBE)
+
+
+class _Run:
+    """One segment with what a tile of queries may get of it.
+
+    Args:
+        segment: the rows.
+        admitted: what the filters admit of them.
+        excluded: rows of all segments that each query must not get, or None.
+        verify: check candidates by their exact terms.
+    """
+
+    def __init__(self, segment: Segment, admitted: Admitted, excluded: Lines | None, verify: bool) -> None:
+        self.segment, self.admitted = segment, admitted
+        self.index, self.words, self.lines = segment.index, admitted.words, admitted.line_of_query
+        self._excluded = excluded
+        if excluded is not None and segment.base:
+            self._excluded = replace(excluded, values=excluded.values - segment.base)  # others are no row of it
+        self.unverified, program = admitted.filters.filter_of_query, admitted.filters.program
+        if program is not None:
+            exact = program.exact[self.unverified.clamp(min=0)]
+            self.unverified = torch.where(exact | (not verify), -1, self.unverified)
+        self.exact = not bool((self.unverified >= 0).any())
+
+    def excluding(self, which: torch.Tensor) -> Lines | None:
+        """The rows of the segment that some of the queries must not get."""
+        return None if self._excluded is None else self._excluded.take(which)
 
 
 def _groups(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from stcli.types import PAD_ROW
+from stcli.ops.take_best import take_best
+from stcli.types import PAD_ROW, Candidates
 
 
 def near(rows: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,3 +43,24 @@ def put(old: torch.Tensor, lines: torch.Tensor, new: torch.Tensor, empty: float)
     wide[lines] = empty
     wide[lines, : new.shape[1]] = new
     return wide
+
+
+def places_within(rows: torch.Tensor, first: int, end: int) -> torch.Tensor:
+    """The slots of rows int64 [b, M] that hold a row of `first … end - 1`, moved together: int64 [b, m], then -1."""
+    inside = (rows >= first) & (rows < end)
+    line, slot = inside.nonzero(as_tuple=True)
+    place = inside.cumsum(1)[line, slot] - 1
+    places = torch.full((len(rows), int(place.max()) + 1 if len(place) else 0), -1, device=rows.device)
+    places[line, place] = slot
+    return places
+
+
+def best_of_runs(parts: Sequence[Candidates], k: int, backend: str = "auto") -> Candidates:
+    """The k best of what several runs of rows gave, the rows of a run being larger than those of the runs before it.
+
+    Each part has its candidates in order, larger score first, then smaller row; so has the result.
+    """
+    rows, scores = torch.cat([part.rows for part in parts], 1), torch.cat([part.scores for part in parts], 1)
+    slots = torch.arange(rows.shape[1], device=rows.device)  # of equal scores the earlier slot has the smaller row
+    best = take_best(torch.where(rows >= 0, slots, -1), scores, slots, k=k, backend=backend)
+    return Candidates(pick(rows, best.rows, PAD_ROW), best.scores)

@@ -59,7 +59,7 @@ class Paper:
     def search(self, queries: Queries, k: int, parameter: int) -> np.ndarray:
         """Rows of the best k; with filters some of them may not be eligible."""
         model = self._model
-        model.planner = Planner(model.planner.vocabulary, model.planner.layout)
+        model.forget_plans()
         options = SearchOptions(k, default_candidates(k), probes=parameter, verify=False)
         return model.search(queries.raw, queries.source(model), options).rows.numpy()
 
@@ -80,14 +80,19 @@ def paper_model(model: Retriever, vectors: np.ndarray) -> Retriever:
         model: an opened artifact; what does not differ is shared with it.
         vectors: float32 [N, D], its embeddings.
     """
-    options = BuildConfig()
-    layout = paper_layout(model.planner.vocabulary, options.bloom_bits, options.bloom_hashes)
-    matrix = build_bit_matrix(model.terms, layout.plan, backend=model.backend)
-    narrow = torch.from_numpy(np.ascontiguousarray(vectors[:, : model.manifest["dim"]]))
+    options, segment = BuildConfig(), model.only
+    layout = paper_layout(segment.planner.vocabulary, options.bloom_bits, options.bloom_hashes)
+    matrix = build_bit_matrix(segment.terms, layout.plan, backend=model.backend)
+    narrow = torch.from_numpy(np.ascontiguousarray(vectors[:, : model.dim]))
     scale = float(narrow.abs().max()) / 127 or None
     quantized = quantize_rows(narrow, scale=scale, backend=model.backend)
-    made = copy.copy(model)
-    made._buffers = {name: tensor for name, tensor in model._buffers.items() if name not in PROOFS}
+    rows, described = (
+        copy.copy(segment),
+        {**model.manifest["filter"], "paper": True, "num_hashes": options.bloom_hashes},
+    )
+    rows.manifest = {**model.manifest, "scale": "global", "filter": described}
+    rows.planner = Planner(segment.planner.vocabulary, layout)
+    rows._buffers = {name: tensor for name, tensor in segment._buffers.items() if name not in PROOFS}
     changed = {
         "codes": quantized.codes,
         "scales": quantized.scales,
@@ -96,8 +101,5 @@ def paper_model(model: Retriever, vectors: np.ndarray) -> Retriever:
         "bloom_offsets": matrix.bloom_offsets,
     }
     for name, tensor in changed.items():
-        made.register_buffer(name, tensor.to(model.device), persistent=False)
-    described = {**model.manifest["filter"], "paper": True, "num_hashes": options.bloom_hashes}
-    made.manifest = {**model.manifest, "scale": "global", "filter": described}
-    made.planner = Planner(model.planner.vocabulary, layout)
-    return made
+        rows.register_buffer(name, tensor.to(model.device), persistent=False)
+    return model.with_segment(rows)

@@ -31,6 +31,7 @@ from stcli.measure.relevance import read_truth, rows_of_lists
 from stcli.measure.report import write_report
 from stcli.measure.sample import Sample
 from stcli.model.calibrate import calibrate
+from stcli.model.corpus import Admitted
 from stcli.model.device import choose_device, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
@@ -132,11 +133,11 @@ class Bench:
         self.originals: Table | None = None
         if config.items is not None:
             self.originals = open_originals(config.items, config.item_id_column, config.item_embedding_column, model)
-        elif model.embeddings is None:
+        elif not model.has_embeddings:
             raise InputError(
                 "the artifact holds no embeddings to compute the truth from; name the item table with --items"
             )
-        if config.against and model.embeddings is None:
+        if config.against and not model.has_embeddings:
             raise InputError(
                 "--against builds the others from the packed embeddings, and the artifact holds none; "
                 "pack it with --embedding-dtype float16 or float32"
@@ -317,7 +318,7 @@ class Bench:
             )  # fmt: skip
 
         truths = {}
-        if self.model.embeddings is not None:
+        if self.model.has_embeddings:
             truths[PACKED] = search(None)
         if self.originals is not None:
             truths[ORIGINAL] = search(
@@ -330,12 +331,18 @@ class Bench:
         model, hidden = self.model, 0
         for start in range(0, len(sample.filters), FILTERS_AT_ONCE):
             part = slice(start, start + FILTERS_AT_ONCE)
-            words, line = model.admit(model.planner.batch(sample.filters[part]).to(model.device))
-            if words is None:
-                continue
+            ((_, batch),) = model.batches(GivenFilters(model.planner, sample.filters), part.start, part.stop)
+            admitted = model.admit(batch)
+
+            def hides(number: int, own: torch.Tensor, admitted: Sequence[Admitted] = admitted) -> torch.Tensor:
+                words, line = admitted[number].words, admitted[number].line_of_query
+                if words is None:
+                    return torch.zeros_like(own, dtype=torch.bool)
+                bits = words[line.clamp(min=0)[:, None], own.clamp(min=0) >> 6] >> (own & 63) & 1
+                return (bits == 0) & (own >= 0) & (line >= 0)[:, None]
+
             rows = torch.from_numpy(truth.rows[part]).to(model.device)
-            bits = words[line.clamp(min=0)].gather(1, rows.clamp(min=0) >> 6) >> (rows & 63) & 1
-            hidden += int(((bits == 0) & (rows >= 0) & (line >= 0)[:, None]).any(1).sum())
+            hidden += int(model.read(rows, hides, False).any(1).sum())
         return hidden
 
 

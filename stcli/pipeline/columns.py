@@ -15,11 +15,12 @@ class KeptColumns:
     """Kept item columns in row order.
 
     Args:
-        data: uint8, the bytes of an Arrow file, or None if nothing was kept.
+        data: uint8, the bytes of an Arrow file for each run of rows, or None if nothing was kept.
     """
 
-    def __init__(self, data: np.ndarray | None) -> None:
-        self._table = pa.table({}) if data is None else pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    def __init__(self, *data: np.ndarray | None) -> None:
+        parts = [pa.ipc.open_file(pa.py_buffer(part)).read_all() for part in data if part is not None]
+        self._table = pa.concat_tables(parts) if parts else pa.table({})
 
     @property
     def schema(self) -> pa.Schema:

@@ -15,9 +15,10 @@ from stcli.filters.parse import parse
 from stcli.filters.program import FilterPlan, row_program
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import to_text
+from stcli.model.corpus import admitted_counts
 from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
-from stcli.ops.count_bits import count_bits
+from stcli.model.segment import Segment
 from stcli.storage.remote import on_any_filesystem
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
 
@@ -45,10 +46,9 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
     plan = opened.planner.plan(filter)
     if tree is None or plan is None:
         raise InputError("--filter: is empty; expected a condition such as  category = 'book'")
-    words, _ = opened.admit(GivenFilters(opened.planner, [filter]).batch(0, 1))
-    assert words is not None
-    admitted = int(count_bits(words)[0])
-    eligible = int(TermRows(opened.terms, np.arange(opened.num_items)).eligible(plan).sum())
+    ((_, batch),) = opened.batches(GivenFilters(opened.planner, [filter]), 0, 1)
+    admitted = int(admitted_counts(opened.admit(batch))[0])
+    eligible = sum(count_eligible(segment, filter) for segment in opened.segments)
     ineligible = opened.num_items - eligible
     return {
         "command": "explain",
@@ -61,6 +61,11 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         "false_positives": (admitted - eligible) / ineligible if ineligible else 0.0,
         "unknown_values": plan.unknown_values,
     }
+
+
+def count_eligible(segment: Segment, filter: str) -> int:
+    """Items of a segment that satisfy a filter by their exact terms."""
+    return int(TermRows(segment.terms, np.arange(segment.num_rows)).eligible(segment.planner.plan(filter)).sum())
 
 
 def rows_read(plan: FilterPlan, model: Retriever) -> int:

@@ -19,7 +19,6 @@ from stcli.model.planner import SearchOptions
 from stcli.model.requests import Requests
 from stcli.model.retriever import Retriever
 from stcli.model.scoring import Scoring
-from stcli.ops.rescore import rescore
 from stcli.pipeline.queries import QueryReader, task_columns, user_tower
 from stcli.pipeline.scoring import scoring_options
 from stcli.storage.columns import BadRows, read_ids
@@ -134,9 +133,8 @@ def _values(
     given |= {f"item.{name}": column.cpu()[rows] for name, column in columns.items()}
     given |= {f"query.{name}": column[:, None] for name, column in requests.values.items()}
     if "ann_score" in value.names:
-        assert model.embeddings is not None
         users = model.normalized(requests.users[0])
-        given["ann_score"] = rescore(users, model.embeddings, rows.expand(len(users), 1)).amax(0, keepdim=True)
+        given["ann_score"] = model.rescore(users, rows.expand(len(users), 1)).amax(0, keepdim=True)
     return {name: given[name] for name in value.names}
 
 

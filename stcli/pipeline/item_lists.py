@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import torch
 
 from stcli.config import RetrieveConfig
 from stcli.errors import InputError
+from stcli.model.corpus import Words
 from stcli.model.eligibility import all_words, words_of
 from stcli.model.retriever import Retriever
 from stcli.storage.columns import BadRows, id_type, read_ids
@@ -21,13 +21,13 @@ class ItemLists:
     """`--only-items` and `--exclude-items`, read and joined.
 
     Attributes:
-        allowed: int64 [W] words of the items that any query may get, or None for all.
+        allowed: the rows that any query may get, or None for all.
         fingerprints: of the files.
         warnings: how many ids are no items.
     """
 
     def __init__(self, model: Retriever, config: RetrieveConfig) -> None:
-        self.allowed: torch.Tensor | None = None
+        self.allowed: Words | None = None
         self.fingerprints: dict[str, Any] = {}
         self.warnings: list[str] = []
         for option, path in (("--only-items", config.only_items), ("--exclude-items", config.exclude_items)):
@@ -35,10 +35,11 @@ class ItemLists:
                 continue
             words = self._read(model, option, path, config.item_id_column)
             every = all_words(model)
-            chosen = words if option == "--only-items" else every & ~words
-            self.allowed = chosen if self.allowed is None else self.allowed & chosen
+            if option == "--exclude-items":
+                words = tuple(here & ~barred for here, barred in zip(every, words, strict=True))
+            self.allowed = tuple(here & listed for here, listed in zip(self.allowed or every, words, strict=True))
 
-    def _read(self, model: Retriever, option: str, path: str, column: str) -> torch.Tensor:
+    def _read(self, model: Retriever, option: str, path: str, column: str) -> Words:
         table = open_table(path, [column])
         kind = id_type(table.column_type(column, "--item-id-column"), f"{table.name}: column {column!r}")
         if kind.is_string != model.ids.is_string:

@@ -10,7 +10,6 @@ import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError
-from stcli.model.overarch import ItemInputs
 from stcli.model.retriever import Retriever
 from stcli.model.tower import EVENTS, History, Tower
 from stcli.pipeline.features import check_column, column_numbers
@@ -112,10 +111,8 @@ class UserTower:
         return self._finite(torch.cat(vectors).numpy(), bad), unknown
 
     def _embeddings(self, rows: torch.Tensor) -> torch.Tensor:
-        """The packed embeddings of rows int64 [S], where these lie."""
-        embeddings = self.model.embeddings
-        assert embeddings is not None
-        return ItemInputs(lambda: embeddings, None)(rows.to(embeddings.values.device))
+        """The packed embeddings of rows int64 [S]."""
+        return self.model.embeddings_of(rows)
 
     @staticmethod
     def _finite(found: np.ndarray, bad: BadRows) -> np.ndarray:

@@ -17,8 +17,9 @@ def test_the_results_are_the_same(tiny, how):
     exclude = [None, [3, 10, 17]] * 9
     expected = stcli.open_artifact(tiny.model)(vectors, texts, 7, exclude=exclude, **how)
     model = stcli.open_artifact(tiny.model, backend="cuda")
+    segment = model.only
     for name in ("codes", "centroid_codes"):
-        setattr(model, name, model.get_buffer(name).clone())  # on a GPU they are aligned, in the mapped file not always
+        setattr(segment, name, segment.get_buffer(name).clone())  # on a GPU they are aligned, in a file not always
     with cuda.launching_with(Emulated()):
         found = model(vectors, texts, 7, exclude=exclude, **how)
     assert torch.equal(expected.rows, found.rows)

@@ -5,8 +5,8 @@ import torch
 
 import stcli
 from stcli.errors import RunError
+from stcli.model import tiles
 from stcli.model.placement import choose_placement
-from stcli.model.retriever import Retriever
 
 
 @pytest.fixture
@@ -17,15 +17,15 @@ def model(tiny):
 def small_device(monkeypatch, holds: int) -> list[int]:
     """Tiles of more than `holds` queries fail; returns the sizes of all tiles tried."""
     tried = []
-    search = Retriever._search_tile
+    search = tiles.search_tile
 
-    def limited(self, vectors, *rest):
+    def limited(model, vectors, *rest):
         tried.append(len(vectors))
         if len(vectors) > holds:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
-        return search(self, vectors, *rest)
+        return search(model, vectors, *rest)
 
-    monkeypatch.setattr(Retriever, "_search_tile", limited)
+    monkeypatch.setattr(tiles, "search_tile", limited)
     return tried
 
 

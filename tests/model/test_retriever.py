@@ -355,5 +355,5 @@ def test_is_a_module(corpus):
     model = corpus[0].model
     assert not model.training
     assert not list(model.parameters())
-    assert {"codes", "own_words", "embedding_values"} <= dict(model.named_buffers()).keys()
+    assert {"parts.0.codes", "parts.0.own_words", "parts.0.embedding_values"} <= dict(model.named_buffers()).keys()
     assert model.state_dict() == {}  # the artifact is the state

@@ -13,6 +13,7 @@ import stcli
 from stcli.errors import FormulaError, InputError
 from stcli.model import scoring as scoring_module
 from stcli.model.overarch_config import parse_overarch
+from stcli.ops.rescore import rescore
 from stcli.storage.weights import write_weights
 from tests.conftest import DIM, lists
 from tests.pipeline.retrieve_cases import contents, read, write_queries
@@ -67,9 +68,7 @@ class Oracle:
         self.rows = [{row["item_id"]: row for row in tiny.item_rows}[item] for item in model.ids.ids.to_pylist()]
         every = torch.arange(model.num_items).expand(COUNT, -1).contiguous()
         vectors = {task: torch.from_numpy(array) for task, array in users.items()}
-        dots = {
-            task: scoring_module.rescore(vector, model.embeddings, every).numpy() for task, vector in vectors.items()
-        }
+        dots = {task: rescore(vector, model.embeddings, every).numpy() for task, vector in vectors.items()}
         self.dots = dots
         self.tasks = {t: model.overarch(v, every, t).numpy() for t, v in vectors.items()} if learned else dots
         self.ann = np.max(list(dots.values()), axis=0)

@@ -1,0 +1,376 @@
+"""The items of an artifact in one or several segments, read by row wherever a row lies.
+
+Rows are numbered through: those of a segment follow on those of the one before it. What is said of a row is read where
+the row lies, so that nothing here depends on how the items are spread.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from stcli.errors import InputError
+from stcli.filters.program import FilterBatch, Planner, moved
+from stcli.filters.source import FilterSource
+from stcli.model.lookup import IdLookup
+from stcli.model.overarch import OverArch, embeddings_at
+from stcli.model.placement import Placement
+from stcli.model.segment import Segment
+from stcli.model.slots import pick, places_within
+from stcli.model.tower import load_tower
+from stcli.ops.count_bits import count_bits
+from stcli.ops.rescore import rescore
+from stcli.ops.take_best import take_best
+from stcli.ops.verify_terms import verify_terms
+from stcli.storage.artifact import Artifact
+from stcli.storage.ids import ItemIds
+from stcli.types import Candidates, Embeddings, Postings, SearchIndex
+
+WORDS_BYTES = 512 << 20
+"""Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
+
+TILE_QUERIES = 8192
+
+Words = tuple[torch.Tensor, ...]
+"""A bit for every row: int64 words [W] for each segment."""
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What the filters of B queries admit of one segment.
+
+    Attributes:
+        filters: planned, on the CPU, for verification.
+        words: int64 [F, W] admitted rows of each line, or None if nothing is filtered.
+        line_of_query: int64 [B], line of `words`, or -1 for every row.
+        num_rows: N.
+    """
+
+    filters: FilterBatch
+    words: torch.Tensor | None
+    line_of_query: torch.Tensor
+    num_rows: int
+
+    def counts(self) -> torch.Tensor:
+        """Rows that each query may get; int64 [B]."""
+        every = torch.full_like(self.line_of_query, self.num_rows)
+        if self.words is None:
+            return every
+        return torch.where(self.line_of_query >= 0, count_bits(self.words)[self.line_of_query.clamp(min=0)], every)
+
+    def take(self, queries: torch.Tensor) -> Admitted:
+        """Some of the queries, int64 [b], perhaps repeated."""
+        here = queries.to(self.line_of_query.device)
+        filters = replace(self.filters, filter_of_query=self.filters.filter_of_query[queries.cpu()])
+        return replace(self, filters=filters, line_of_query=self.line_of_query[here])
+
+
+def admitted_counts(admitted: Sequence[Admitted]) -> torch.Tensor:
+    """Rows of all segments that each query may get; int64 [B]."""
+    return torch.stack([part.counts() for part in admitted]).sum(0)
+
+
+class Corpus(nn.Module):
+    """The items of an artifact.
+
+    Attributes:
+        manifest: of the artifact.
+        words_bytes: bytes that the admitted words of a tile of queries may take.
+        tile_queries: queries that are searched at once.
+        warnings: what its user should know of what happened.
+
+    Args:
+        artifact: an opened artifact.
+        backend: see `ops/dispatch.py`.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = "auto") -> None:
+        super().__init__()
+        self.manifest: dict[str, Any] = artifact.manifest
+        self.backend = backend
+        self.words_bytes = WORDS_BYTES
+        self.tile_queries = TILE_QUERIES
+        self.warnings: list[str] = []
+        self.parts = nn.ModuleList([Segment(artifact, backend)])
+        self.tower = load_tower(self.manifest.get("tower"), artifact.arrays)
+        self.ids: ItemIds = self.segments[0].ids
+        self.lookup: IdLookup = self.segments[0].lookup
+
+    def place(self, device: torch.device, placement: Placement) -> None:
+        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+        if self.tower is not None:
+            self.tower.to(device)
+        for segment in self.segments:
+            segment.place(device, placement)
+        self.tile_queries = placement.tile_queries
+        self.words_bytes = placement.tile_queries * 8 * self.num_words
+
+    # ---- what it is ------------------------------------------------------------------------------------------------
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The runs of rows, in order."""
+        return tuple(self.parts)  # type: ignore[arg-type]
+
+    @property
+    def num_items(self) -> int:
+        """N."""
+        return int(self.manifest["num_items"])
+
+    @property
+    def num_words(self) -> int:
+        """Words of a bit for every row."""
+        return sum(segment.num_words for segment in self.segments)
+
+    @property
+    def num_clusters(self) -> int:
+        """C."""
+        return int(self.manifest["num_clusters"])
+
+    @property
+    def dim(self) -> int:
+        """D of the int8 search; a query may have more, see `query_dim`."""
+        return int(self.manifest["dim"])
+
+    @property
+    def query_dim(self) -> int:
+        """Dimensions that a query must have: those of the packed embeddings, or of the index if none are packed."""
+        return int(self.manifest["embedding_dim"] or self.manifest["dim"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the artifact."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.segments[0].device
+
+    @property
+    def bounded(self) -> bool:
+        """Every score has an upper bound, so that results can be proven."""
+        return all(segment.bounded for segment in self.segments)
+
+    @property
+    def has_embeddings(self) -> bool:
+        """Embeddings were packed."""
+        return bool(self.manifest["embedding_dim"])
+
+    @property
+    def planner(self) -> Planner:
+        """Plans filters over the vocabulary of the first segment."""
+        return self.segments[0].planner
+
+    def forget_plans(self) -> None:
+        """Plan filters anew, as for filters that were never seen."""
+        for segment in self.segments:
+            segment.planner = Planner(segment.planner.vocabulary, segment.planner.layout)
+
+    @property
+    def column_bytes(self) -> list[np.ndarray | None]:
+        """The kept columns of each segment."""
+        return [segment.column_bytes for segment in self.segments]
+
+    # ---- an artifact of one segment, looked into -------------------------------------------------------------------
+
+    @property
+    def only(self) -> Segment:
+        """The only segment.
+
+        Raises:
+            InputError: there are several.
+        """
+        if len(self.segments) > 1:
+            raise InputError(
+                f"the artifact is a set of {len(self.segments)} files; this needs one of a single file: pack the index "
+                "without --shards"
+            )
+        return self.segments[0]
+
+    def with_segment(self, segment: Segment) -> Self:
+        """The same with another only segment."""
+        made = copy.copy(self)
+        made._modules = {**self._modules, "parts": nn.ModuleList([segment])}
+        made.manifest = segment.manifest
+        segment.forget_words()
+        return made
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """Int8 codes of the only segment."""
+        return self.only.codes
+
+    @property
+    def index(self) -> SearchIndex:
+        """What the int8 search reads of the only segment."""
+        return self.only.index
+
+    @property
+    def terms(self) -> Postings:
+        """Exact terms of the only segment."""
+        return self.only.terms
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        """The packed embeddings of the only segment."""
+        return self.only.embeddings
+
+    @property
+    def overarch(self) -> OverArch | None:
+        """The OverArch of the first segment; the others have one of the same config and weights, over their items."""
+        return self.segments[0].overarch
+
+    # ---- filters ---------------------------------------------------------------------------------------------------
+
+    @property
+    def filters_at_once(self) -> int:
+        """Filters whose words are held at once, at least 64."""
+        return max(self.words_bytes // (8 * self.num_words), 64)
+
+    def forget_words(self) -> None:
+        """Give back the room for the words of a tile."""
+        for segment in self.segments:
+            segment.forget_words()
+
+    def batches(
+        self, filters: FilterSource, start: int, stop: int, most: int | None = None
+    ) -> Iterator[tuple[int, tuple[FilterBatch, ...]]]:
+        """Plan the filters of queries `start … stop - 1` for every segment.
+
+        Args:
+            filters: of all queries.
+            start: first query.
+            stop: query after the last.
+            most: distinct filters at once, or None for any number.
+
+        Yields:
+            Runs of queries: how many, and their filters for each segment.
+        """
+        planned = filters.batch(start, stop)
+        for count, batch in planned.split(planned.num_filters if most is None else most):
+            yield count, (batch,)
+
+    def admit(self, filters: Sequence[FilterBatch], allowed: Words | None = None) -> tuple[Admitted, ...]:
+        """Evaluate the filters of a tile on the bit matrix of each segment.
+
+        Args:
+            filters: of the same queries, for each segment.
+            allowed: the only rows that any query may get, or None.
+
+        Returns:
+            What is admitted of each segment; its words are good until the next call.
+        """
+        most, found = min(self.filters_at_once, TILE_QUERIES), []
+        for place, (segment, batch) in enumerate(zip(self.segments, filters, strict=True)):
+            words, lines = segment.admit(batch.to(segment.device), None if allowed is None else allowed[place], most)
+            found.append(Admitted(batch, words, lines, segment.num_rows))
+        return tuple(found)
+
+    def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Queries for the cosine metric have length 1; others are left alone."""
+        if self.manifest["metric"] != "cosine":
+            return vectors
+        lengths = vectors.norm(dim=1, keepdim=True)
+        return vectors / torch.where(lengths == 0, 1, lengths)
+
+    # ---- rows ------------------------------------------------------------------------------------------------------
+
+    def read(
+        self, rows: torch.Tensor, reading: Callable[[int, torch.Tensor], torch.Tensor], empty: Any
+    ) -> torch.Tensor:
+        """Read something of rows, each where it lies.
+
+        Args:
+            rows: int64 [b, M], -1 in empty slots.
+            reading: gives [b, m] for the number of a segment and own rows of it, int64 [b, m], -1 in empty slots.
+            empty: what stands in empty slots.
+
+        Returns:
+            [b, M].
+        """
+        if len(self.segments) == 1:
+            return reading(0, rows)
+        whole: torch.Tensor | None = None
+        for number, segment in enumerate(self.segments):
+            places = places_within(rows, segment.base, segment.end)
+            values = reading(number, pick(rows, places, segment.base - 1) - segment.base)
+            if whole is None:
+                whole = torch.full((len(rows), rows.shape[1] + 1), empty, dtype=values.dtype, device=values.device)
+            whole.scatter_(1, torch.where(places < 0, rows.shape[1], places), values)
+        assert whole is not None
+        return whole[:, :-1]
+
+    def embeddings_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """The packed embeddings of rows int64 [S], float32 [S, D], where they lie."""
+        found: torch.Tensor | None = None
+        for segment in self.segments:
+            embeddings = segment.embeddings
+            assert embeddings is not None
+            mine = ((rows >= segment.base) & (rows < segment.end)).nonzero()[:, 0]
+            values = embeddings_at(embeddings, (rows[mine] - segment.base).to(embeddings.values.device))
+            if found is None:
+                found = values.new_empty(len(rows), values.shape[1])
+            found[mine.to(found.device)] = values.to(found.device)
+        assert found is not None
+        return found
+
+    def rescore(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Scores of candidates [b, M] by the packed embeddings, for vectors float32 [b, D]; -inf in empty slots."""
+
+        def score(number: int, own: torch.Tensor) -> torch.Tensor:
+            embeddings = self.segments[number].embeddings
+            assert embeddings is not None
+            place = embeddings.values.device  # the host's, where the device has no room for them
+            backend = self.backend_at(place, own.device)
+            return rescore(vectors.to(place), embeddings, own.to(place), backend=backend).to(own.device)
+
+        return self.read(rows, score, -torch.inf)
+
+    def verify(
+        self, filters: Sequence[FilterBatch], filter_of_query: Sequence[torch.Tensor], rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Which candidates satisfy a filter by their exact terms.
+
+        Args:
+            filters: planned for each segment.
+            filter_of_query: for each segment the filter that each line has to satisfy, int64 [b], -1 for none.
+            rows: int64 [b, M], -1 in empty slots.
+
+        Returns:
+            bool [b, M], False in empty slots.
+        """
+
+        def keep(number: int, own: torch.Tensor) -> torch.Tensor:
+            wanted, program, terms = filter_of_query[number], filters[number].terms, self.segments[number].terms
+            if program is None or not bool((wanted >= 0).any()):
+                return own >= 0
+            place = terms.values.device
+            backend = self.backend_at(place, own.device)
+            eligible = verify_terms(terms, moved(program, place), own.to(place), wanted.to(place), backend=backend)
+            return eligible.to(own.device)
+
+        return self.read(rows, keep, False)
+
+    def backend_at(self, place: torch.device, device: torch.device) -> str:
+        """The backend asked for, or any that runs where a tensor was left on the host."""
+        return self.backend if place.type == device.type else "auto"
+
+    def ranks(self, rows: torch.Tensor) -> torch.Tensor:
+        """Place of each item in the order of all ids, int64 [b, M]; any number in empty slots."""
+        return self.read(rows, lambda number, own: self.segments[number].ranks[own.clamp(min=0)], 0)
+
+    def take_best(self, rows: torch.Tensor, scores: torch.Tensor, k: int) -> Candidates:
+        """The k best of candidates [b, M], by score, then by id; see `stcli.ops.take_best`."""
+        if len(self.segments) == 1 or not rows.numel():
+            return take_best(rows, scores, self.segments[0].ranks, k=k, backend=self.backend)
+        slots = torch.arange(rows.numel(), device=rows.device).view_as(rows)
+        named = torch.where(rows >= 0, slots, -1)
+        best = take_best(named, scores, self.ranks(rows).flatten(), k=k, backend=self.backend)
+        return Candidates(torch.where(best.rows < 0, -1, rows.flatten()[best.rows.clamp(min=0)]), best.scores)

@@ -1,0 +1,173 @@
+"""A run of rows: the tensors of one file, and what is asked of the rows in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stcli.filters.program import FilterBatch, Planner
+from stcli.filters.stored import load_layout, load_matrix, load_terms, load_vocabulary
+from stcli.model.lookup import IdLookup
+from stcli.model.overarch import load_overarch
+from stcli.model.placement import GROUPS, Placement
+from stcli.model.planner import REACHED_SHARE
+from stcli.ops.filter_match import filter_match
+from stcli.storage.artifact import Artifact
+from stcli.storage.ids import ItemIds
+from stcli.types import BitMatrix, Clusters, Embeddings, Postings, Quantized, SearchIndex
+
+
+class Segment(nn.Module):
+    """The items of one file as tensors. Buffers move with `.to(device)`; ids and exact terms stay on the host.
+
+    Attributes:
+        base: row of its first item among the rows of all segments.
+        planner: of its vocabulary.
+        terms: exact terms of its items.
+
+    Args:
+        artifact: an opened artifact.
+        backend: see `ops/dispatch.py`.
+        base: see above.
+    """
+
+    codes: torch.Tensor
+
+    def __init__(self, artifact: Artifact, backend: str = "auto", base: int = 0) -> None:
+        super().__init__()
+        manifest, arrays = artifact.manifest, artifact.arrays
+        self.manifest: dict[str, Any] = manifest
+        self.backend, self.base = backend, base
+        for name in _BUFFERS:
+            if name in arrays:
+                self.register_buffer(name, torch.from_numpy(arrays[name]), persistent=False)
+        vocabulary = load_vocabulary(arrays, manifest["filter"])
+        self.planner = Planner(vocabulary, load_layout(arrays, manifest["filter"]))
+        self.terms: Postings = load_terms(arrays)
+        self.ids = ItemIds.from_arrays(arrays)
+        self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
+        self.column_bytes: np.ndarray | None = arrays.get("columns")
+        matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
+        self.register_buffer("own_words", matrix.own, persistent=False)
+        self.register_buffer("bloom_words", matrix.bloom, persistent=False)
+        self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
+        self.overarch = load_overarch(manifest.get("overarch"), arrays, lambda: self.embeddings, backend)
+        self._words: torch.Tensor | None = None
+
+    def place(self, device: torch.device, placement: Placement) -> None:
+        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+        for group in placement.gpu:
+            if group == "terms":
+                self.terms = Postings(self.terms.values.to(device), self.terms.offsets.to(device))
+                continue
+            for name in GROUPS[group]:
+                if name in self._buffers:
+                    setattr(self, name, self.get_buffer(name).to(device))
+        if self.overarch is not None:
+            self.overarch.to(device)
+
+    @property
+    def num_rows(self) -> int:
+        """N, the rows of this segment."""
+        return int(self.manifest["num_items"])
+
+    @property
+    def end(self) -> int:
+        """The row after its last one among the rows of all segments."""
+        return self.base + self.num_rows
+
+    @property
+    def num_words(self) -> int:
+        """W, words of a bit a row."""
+        return (self.num_rows + 63) // 64
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.codes.device
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        """The packed embeddings, or None if none were packed."""
+        values = getattr(self, "embedding_values", None)
+        return None if values is None else Embeddings(values, getattr(self, "embedding_exponents", None))
+
+    @property
+    def bounded(self) -> bool:
+        """Every score has an upper bound, so that results can be proven."""
+        return hasattr(self, "errors") and self.embeddings is not None
+
+    @property
+    def ranks(self) -> torch.Tensor:
+        """Place of each item in the order of all ids, int64 [N]."""
+        return self.get_buffer("id_rank")
+
+    @property
+    def index(self) -> SearchIndex:
+        """What the int8 search reads; without error bounds the exact search scores every admitted row again."""
+        errors, norms, radii = (getattr(self, name, None) for name in ("errors", "norms", "cluster_radii"))
+        if errors is None or norms is None:
+            errors = norms = torch.zeros(self.num_rows, device=self.device)
+        if self.manifest["filter"]["paper"]:
+            radii = None
+        clusters = Clusters(
+            Quantized(self.get_buffer("centroid_codes"), self.get_buffer("centroid_scales")),
+            self.get_buffer("cluster_offsets"),
+            None if radii is None else radii * REACHED_SHARE,
+        )
+        return SearchIndex(self.codes, self.get_buffer("scales"), errors, norms, clusters)
+
+    @property
+    def matrix(self) -> BitMatrix:
+        """The bit matrix of the filter."""
+        return BitMatrix(
+            self.get_buffer("own_words"),
+            self.get_buffer("bloom_words"),
+            self.get_buffer("bloom_offsets"),
+            int(self.manifest["filter"]["num_hashes"]),
+            self.num_rows,
+        )
+
+    def admit(
+        self, filters: FilterBatch, allowed: torch.Tensor | None, most: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Evaluate the filters of a tile on the bit matrix.
+
+        Args:
+            filters: planned for this segment, on its device.
+            allowed: int64 [W] words, the only items that any query may get, or None.
+            most: filters that a tile usually has at most; room for so many is kept.
+
+        Returns:
+            Words int64 [F, W] (None if nothing is filtered), good until the next call, and the line of each query,
+            int64 [B], -1 for every item.
+        """
+        words = self._room(filters.num_filters + 1, most + 1)
+        if filters.program is not None:
+            filter_match(self.matrix, filters.program, out=words[:-1], backend=self.backend)
+        line_of_query = filters.filter_of_query
+        if allowed is None:
+            return (words[:-1] if filters.program is not None else None), line_of_query
+        words[-1] = allowed
+        words[:-1] &= words[-1]
+        return words, torch.where(line_of_query >= 0, line_of_query, len(words) - 1)
+
+    def _room(self, lines: int, most: int) -> torch.Tensor:
+        """Where the words of a tile are written: the pages of a fresh tensor cost more than filling them."""
+        if self._words is None or len(self._words) < lines or self._words.device != self.device:
+            self._words = torch.empty(max(lines, most), self.num_words, dtype=torch.int64, device=self.device)
+        return self._words[:lines]
+
+    def forget_words(self) -> None:
+        """Give back the room for the words of a tile."""
+        self._words = None
+
+
+_BUFFERS = (
+    "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
+    "cluster_radii",
+    "embedding_values", "embedding_exponents", "id_order", "id_rank",
+)  # fmt: skip
