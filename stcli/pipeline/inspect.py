@@ -15,9 +15,10 @@ from stcli.pipeline.pack_tower import tower_summary
 from stcli.pipeline.place import on_a_gpu
 from stcli.storage import remote
 from stcli.storage.artifact import open_artifact_file
+from stcli.storage.artifact_set import ArtifactSet, open_set
 from stcli.storage.index_dir import open_index
 from stcli.storage.kinds import PARQUET, kind_of
-from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, read_json
+from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
 from stcli.storage.parquet import open_table
 from stcli.storage.results import RUN, open_results
 from stcli.storage.sizes import bytes_by_group, overarch_summary
@@ -29,7 +30,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     """Tell what a path holds: counts, shapes, bytes, options and origin, from headers alone.
 
     Args:
-        path: Parquet (file, directory or URI), index, artifact, results or report.
+        path: Parquet (file, directory or URI), index, artifact, artifact set, results or report.
         verify: also read everything, and check hashes and invariants.
 
     Returns:
@@ -43,8 +44,15 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     if remote.is_remote(path) and remote.holds_ours(given):
         path = remote.local_copy(given)
     kind = kind_of(path)
-    tell = {PARQUET: _parquet, INDEX: _index, ARTIFACT: _artifact, RESULTS: _results, REPORT: _report}[kind]
-    return {"kind": kind, "path": given, **tell(path, verify)}
+    told = {
+        PARQUET: _parquet,
+        INDEX: _index,
+        ARTIFACT: _artifact,
+        SET: _set,
+        RESULTS: _results,
+        REPORT: _report,
+    }[kind](path, verify)
+    return {"kind": kind, "path": given, **told}
 
 
 def _parquet(path: str | Path, verify: bool) -> dict[str, Any]:
@@ -88,6 +96,42 @@ def _artifact(path: str | Path, verify: bool) -> dict[str, Any]:
     told["origin"]["index"] = opened.manifest["index"]
     told["placement"] = on_a_gpu(opened.manifest)
     return told | ({"verified": ["hashes", *check_arrays(opened.manifest, opened.arrays, str(path))]} if verify else {})
+
+
+def _set(path: str | Path, verify: bool) -> dict[str, Any]:
+    opened = open_set(Path(path), verify)
+    manifest, first = opened.manifest, opened.shards[0].manifest
+    dead = manifest["tombstones"]["count"] if manifest["tombstones"] else 0
+    files = {artifact.path.name: artifact.path.stat().st_size for artifact in opened.parts}
+    told: dict[str, Any] = {
+        "counts": {
+            "num_items": manifest["num_items"],
+            "main": opened.num_main,
+            "fresh": opened.num_rows - opened.num_main,
+            "tombstones": dead,
+            "dim": first["dim"],
+        },
+        "bytes": files | {"total": sum(files.values())},
+        "drift": {
+            "tombstone_share": round(dead / opened.num_rows, 4),
+            "fresh_share": round((opened.num_rows - opened.num_main) / opened.num_rows, 4),
+            **(manifest.get("drift") or {}),
+        },
+        "features": {feature["name"]: _feature(feature) for feature in first["filter"]["features"]},
+        "options": {key: first[key] for key in ("metric", "scale", "ids", "embedding_version", "embedding_dtype")},
+        "origin": {
+            "format_version": ".".join(map(str, manifest["version"])),
+            "tool_version": manifest["tool_version"],
+            "index": first["index"],
+        },
+        "fingerprint": manifest["fingerprint"],
+    }
+    return told | ({"verified": _verify_set(opened)} if verify else {})
+
+
+def _verify_set(opened: ArtifactSet) -> list[str]:
+    checked = [check_arrays(part.manifest, part.arrays, str(part.path)) for part in opened.parts]
+    return ["hashes", *checked[0]]
 
 
 def _packed(manifest: Mapping[str, Any]) -> dict[str, Any]:

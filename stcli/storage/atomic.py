@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stcli.errors import ExistsError, InputError, RunError
 
-OURS = ("manifest.json", "_manifest.json", "report.json")
+OURS = ("manifest.json", "set.json", "_manifest.json", "report.json")
 """A directory that an output may replace holds one of these, or nothing."""
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from stcli.errors import FormatError, InputError
-from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, read_json
+from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
 
 PARQUET = "parquet"
 
 EXPECTED = (
     "expected Parquet (a file, a directory or a URI), an index of build-index, an artifact of pack-model, "
-    "results of retrieve or a report of bench"
+    "a set of update, results of retrieve or a report of bench"
 )
 
 PARQUET_MAGIC = b"PAR1"
 
 
 def kind_of(path: str | Path) -> str:
-    """PARQUET, or the format name of one of our own: INDEX, ARTIFACT, RESULTS or REPORT.
+    """PARQUET, or the format name of one of our own: INDEX, ARTIFACT, SET, RESULTS or REPORT.
 
     Nothing is checked beyond what tells the kind; a URI is taken for Parquet.
 
@@ -43,17 +43,17 @@ def kind_of(path: str | Path) -> str:
 
 
 def _kind_of_directory(path: Path) -> str:
-    manifests = [path / name for name in ("manifest.json", "_manifest.json") if (path / name).exists()]
+    manifests = [path / name for name in ("manifest.json", "set.json", "_manifest.json") if (path / name).exists()]
     if path.name.endswith(".partial") and not manifests:
         raise FormatError(f"{path}: an output that was not finished; run its command again, retrieve with --resume")
     if manifests:
         manifest = read_json(manifests[0], "directory of ours")
         kind = manifest.get("format") if isinstance(manifest, dict) else None
-        if kind in (INDEX, RESULTS):
+        if kind in (INDEX, SET, RESULTS):
             return str(kind)
         raise FormatError(f"{path}: its manifest says format {kind!r}; {EXPECTED}")
     if (path / "report.json").exists():
         return REPORT
     if any(file.suffix == ".parquet" or file.name == "_SUCCESS" for file in path.rglob("*")):
         return PARQUET
-    raise FormatError(f"{path}: a directory without manifest.json, report.json or Parquet files; {EXPECTED}")
+    raise FormatError(f"{path}: a directory without manifest.json, set.json, report.json or Parquet files; {EXPECTED}")

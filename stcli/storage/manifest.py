@@ -11,9 +11,10 @@ import numpy as np
 
 from stcli.errors import FormatError
 
-INDEX, ARTIFACT, RESULTS, REPORT = "stcli-index", "stcli-artifact", "stcli-results", "stcli-report"
+INDEX, ARTIFACT, SET = "stcli-index", "stcli-artifact", "stcli-set"
+RESULTS, REPORT = "stcli-results", "stcli-report"
 
-VERSIONS = {INDEX: (1, 0), ARTIFACT: (1, 0), RESULTS: (1, 0), REPORT: (1, 0)}
+VERSIONS = {INDEX: (1, 0), ARTIFACT: (1, 0), SET: (1, 0), RESULTS: (1, 0), REPORT: (1, 0)}
 """Format version written by this tool: (major, minor)."""
 
 HASH_CHUNK = 1 << 24

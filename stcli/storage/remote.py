@@ -191,10 +191,13 @@ def list_files(filesystem: pafs.FileSystem, source: str, uri: str) -> dict[str, 
 
 def _check_hashes(copy: Path) -> None:
     from stcli.storage.artifact import open_artifact_file
+    from stcli.storage.artifact_set import open_set
     from stcli.storage.index_dir import open_index
 
     if (copy / "manifest.json").is_file():
         open_index(copy, verify=True)
+    elif (copy / "set.json").is_file():
+        open_set(copy, verify=True)
     elif copy.suffix == ".safetensors":
         open_artifact_file(copy, verify=True)
 

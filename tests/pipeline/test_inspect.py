@@ -10,6 +10,8 @@ import stcli
 from stcli.errors import FormatError, InputError
 from stcli.pipeline import bench as bench_module
 from stcli.pipeline.invariants import check_arrays
+from stcli.storage.artifact import open_artifact_file
+from stcli.storage.artifact_set import Shard, bits_of, write_set
 from stcli.storage.index_dir import open_index
 from tests.conftest import DIM, NUM_ITEMS, NUM_QUERIES
 
@@ -254,3 +256,19 @@ def test_results_with_a_missing_part_or_swapped_scores(results, tmp_path):
     stcli.inspect(tmp_path / "b")
     with pytest.raises(FormatError, match=r"part-00000\.parquet: the scores of a query do not descend"):
         stcli.inspect(tmp_path / "b", verify=True)
+
+
+def test_a_set_is_told_by_its_parts(tiny, tmp_path):
+    shutil.copy(tiny.model, tmp_path / "main.safetensors")
+    manifest = open_artifact_file(tiny.model).manifest
+    shard = Shard("main.safetensors", manifest["fingerprint"], 0, NUM_ITEMS, 0, 32)
+    written = write_set(tmp_path, [shard], tombstones=bits_of(np.arange(100), NUM_ITEMS), body={"tool_version": "1"})
+    told = stcli.inspect(tmp_path, verify=True)
+    assert told["kind"] == "stcli-set"
+    counts = {"num_items": NUM_ITEMS - 100, "main": NUM_ITEMS, "fresh": 0, "tombstones": 100, "dim": DIM}
+    assert told["counts"] == counts
+    assert told["drift"] == {"tombstone_share": 0.05, "fresh_share": 0.0}
+    assert told["bytes"]["total"] == tiny.model.stat().st_size
+    assert told["features"]["in_stock"] == "boolean, 2 values"
+    assert told["fingerprint"] == written["fingerprint"]
+    assert len(told["verified"]) > 5
