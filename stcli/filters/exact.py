@@ -2,12 +2,15 @@
 
 Nothing here is shared with the search but the resolved tree of a filter: eligible items come from the exact terms
 alone, without the bit matrix and without `ops/verify_terms`; scores are float64 sums over the embeddings, without the
-int8 codes. Memory is bounded: items are taken in tiles, queries in chunks.
+int8 codes. Every item is scored: first by a float32 matrix product, whose error has a bound; what may reach the best k
+by that bound is scored in float64. Memory is bounded: items are taken in tiles, queries in chunks.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,16 +20,26 @@ import torch
 from stcli.filters.bounds import TermSet
 from stcli.filters.program import FilterPlan, Planner
 from stcli.filters.tree import And, Constant, Node, Not, Or
+from stcli.ops import native
 from stcli.storage.ids import ItemIds
 from stcli.types import PAD_ROW, Embeddings, Postings
 
 TILE_BYTES = 1 << 26
-"""Float64 bytes of the vectors of one tile of items, and of its scores for one chunk of queries."""
+"""Float64 bytes of the vectors of one tile of items. Fewer rows, and most of the time goes to small masks."""
 
 CHUNK_QUERIES = 256
+SPAN_ROWS = 1 << 13
+"""Items of one matrix product: its float32 scores for a chunk of queries, 8 MB, stay in the cache."""
+
 CACHED_LEAVES = 2048
 MANY = 4
 """A tile with more candidates than so many times k a query first drops those that do not reach its own k-th best."""
+
+PAIRS_BYTES = 1 << 23
+"""Bytes of the vectors of one side of the pairs that are scored in float64 at once."""
+
+LARGEST = 1e37
+"""Products of lengths above which float32 could overflow, so that everything is scored in float64."""
 
 Tile = tuple[np.ndarray, torch.Tensor]
 """Rows int64 [n] of some items, each row once, and their vectors float [n, D]."""
@@ -89,10 +102,10 @@ class TermRows:
         if isinstance(node, Not):
             return ~self._holds(node.child)
         assert isinstance(node, And | Or)
-        result = np.full(self._count, isinstance(node, And))
-        for child in node.children:
-            result = result & self._holds(child) if isinstance(node, And) else result | self._holds(child)
-        return result
+        parts = [self._holds(child) for child in node.children]
+        if not parts:
+            return np.full(self._count, isinstance(node, And))
+        return functools.reduce(np.logical_and if isinstance(node, And) else np.logical_or, parts)
 
     def _leaf(self, intervals: tuple[tuple[int, int], ...]) -> np.ndarray:
         known = self._leaves.get(intervals)
@@ -167,9 +180,9 @@ def exact_search(
     asked: np.ndarray | None = None,
     done: Callable[[int], None] = lambda items: None,
 ) -> Truth:
-    """Find the true best k eligible items of each query by scoring every item in float64.
+    """Find the true best k eligible items of each query by scoring every item, in float64 wherever it matters.
 
-    A batch of B queries costs N * D * B multiply-adds, and about 350 MB beside the results and the tiles.
+    A batch of B queries costs N * D * B multiply-adds, and about 100 MB a thread beside the results and the tiles.
 
     Args:
         model: gives terms, planner, ids and, without `tiles`, the packed embeddings.
@@ -190,33 +203,51 @@ def exact_search(
     plans = [model.planner.plan(item) for item in filters]
     asked = np.full((len(vectors), 0), PAD_ROW) if asked is None else asked
     chunks = [
-        _Chunk(queries[start : start + CHUNK_QUERIES], plans[start : start + CHUNK_QUERIES], k, part)
+        _Chunk(queries[part], plans[part], k, asked[part], model.ids.rank)
         for start in range(0, len(queries), CHUNK_QUERIES)
-        for part in [asked[start : start + CHUNK_QUERIES]]
+        for part in [slice(start, start + CHUNK_QUERIES)]
     ]
     place = np.full(model.num_items, -1, np.int32)
     seen = 0
-    for rows, items in tiles:
-        items = items.to(queries.device).double()
-        place[rows] = np.arange(len(rows))
-        terms = TermRows(model.terms, rows)
-        norms = items.norm(dim=1).cpu().numpy()
-        for chunk in chunks:
-            chunk.take(rows, items, norms, terms, place, model.ids.rank)
-        place[rows] = -1
-        seen += len(rows)
-        done(seen)
+    # Chunks share nothing that they change; a GPU takes them one after the other.
+    with ThreadPoolExecutor(native.num_threads() if queries.device.type == "cpu" else 1, "truth") as pool:
+        for rows, items in tiles:
+            place[rows] = np.arange(len(rows))
+            tile = _ScoredTile(rows, items.to(queries.device).double(), TermRows(model.terms, rows), place)
+            list(pool.map(tile.give, chunks))
+            place[rows] = -1
+            seen += len(rows)
+            done(seen)
+        list(pool.map(_Chunk.settle, chunks))
     return _join(chunks, k, asked.shape[1])
+
+
+class _ScoredTile:
+    """Some items, as every chunk takes them; `place` int32 [N] gives the place of a row among them, or -1."""
+
+    def __init__(self, rows: np.ndarray, items: torch.Tensor, terms: TermRows, place: np.ndarray) -> None:
+        self.rows, self.items, self.terms, self.place = rows, items, terms, place
+        self.narrow = items.float()
+        norms = items.norm(dim=1)
+        self.norms, self.longest = norms.cpu().numpy(), float(norms.max()) if len(rows) else 0.0
+
+    def give(self, chunk: _Chunk) -> None:
+        chunk.take(self)
 
 
 @dataclass
 class _Chunk:
-    """Some queries and the best that they have found in the tiles so far."""
+    """Some queries and the best that they have found in the tiles so far.
+
+    Candidates wait until there are as many as results, so that few merges are needed; a k-th best score from before
+    them lets a few more through, and hides none.
+    """
 
     queries: torch.Tensor
     plans: Sequence[FilterPlan | None]
     k: int
     asked_rows: np.ndarray
+    rank: np.ndarray
     rows: np.ndarray = field(init=False)
     scores: np.ndarray = field(init=False)
     norms: np.ndarray = field(init=False)
@@ -228,50 +259,70 @@ class _Chunk:
         self.rows, self.scores, self.norms = np.full(shape, PAD_ROW), np.full(shape, -np.inf), np.zeros(shape)
         self.eligible = np.zeros(len(self.queries), np.int64)
         self.asked = np.full(self.asked_rows.shape, -np.inf)
+        self._narrow, self._lengths = self.queries.float(), self.queries.norm(dim=1)
+        self._waiting: list[tuple[np.ndarray, ...]] = []
 
-    def take(
-        self,
-        rows: np.ndarray,
-        items: torch.Tensor,
-        norms: np.ndarray,
-        terms: TermRows,
-        place: np.ndarray,
-        rank: np.ndarray,
-    ) -> None:
-        """Score one tile; `place` int32 [N] gives the place of a row in it, or -1."""
-        scores = self.queries @ items.t()
+    def take(self, tile: _ScoredTile) -> None:
+        """Score one tile."""
         distinct = {id(plan): plan for plan in self.plans}
-        masks = {key: terms.eligible(plan) for key, plan in distinct.items()}
+        masks = {key: tile.terms.eligible(plan) for key, plan in distinct.items()}
         masked = np.stack([masks[id(plan)] for plan in self.plans])
-        self.eligible += masked.sum(1)
-        scores.masked_fill_(torch.from_numpy(~masked).to(scores.device), -torch.inf)
-        where = np.where(self.asked_rows >= 0, place[self.asked_rows], -1)
+        self.eligible += np.count_nonzero(masked, axis=1)
+        where = np.where(self.asked_rows >= 0, tile.place[self.asked_rows], -1)
         line, slot = np.nonzero(where >= 0)
-        self.asked[line, slot] = (
-            scores[torch.from_numpy(line), torch.from_numpy(where[line, slot]).long()].cpu().numpy()
-        )
-        # All that reach the k-th best, ties included: which of them stay is decided by item id, not by topk.
-        threshold = torch.from_numpy(self.scores[:, -1]).to(scores.device)[:, None]
-        reached = (scores >= threshold) & (scores > -torch.inf)
-        if len(rows) > self.k and int(reached.count_nonzero()) > MANY * self.k * len(scores):
-            reached &= scores >= scores.topk(self.k, dim=1).values[:, -1:]
-        query, item = (axis.cpu().numpy() for axis in reached.nonzero(as_tuple=True))
-        self._merge(query, rows[item], scores[reached].cpu().numpy(), norms[item], rank)
+        kept = masked[line, where[line, slot]]
+        line, slot = line[kept], slot[kept]
+        self.asked[line, slot] = _dots(self.queries, tile.items, line, where[line, slot])
+        eligible = torch.from_numpy(masked).to(self.queries.device)
+        for start in range(0, len(tile.rows), SPAN_ROWS):
+            span = slice(start, start + SPAN_ROWS)
+            query, item = self._candidates(tile, span, eligible[:, span])
+            scores = _dots(self.queries, tile.items[span], query, item)
+            self._waiting.append((query, tile.rows[span][item], scores, tile.norms[span][item]))
+            if sum(len(part[0]) for part in self._waiting) >= self.rows.size:
+                self.settle()
 
-    def _merge(
-        self, query: np.ndarray, rows: np.ndarray, scores: np.ndarray, norms: np.ndarray, rank: np.ndarray
-    ) -> None:
+    def _candidates(self, tile: _ScoredTile, span: slice, eligible: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Lines and places of all that may reach the k-th best, ties included: who stays is decided by score and id."""
+        lengths = self._lengths * tile.longest
+        # Each number is rounded once and so is each of D products and sums: the bound for a float32 sum in any order;
+        # and what is lost below the smallest normal number.
+        margin = lengths * ((self.queries.shape[1] + 3) * 2.0**-24) + 2.0**-120
+        wide = float(lengths.max()) > LARGEST
+        scores = self.queries @ tile.items[span].t() if wide else self._narrow @ tile.narrow[span].t()
+        # Twice the margin, which leaves room for the rounding of the bound itself.
+        last = torch.from_numpy(self.scores[:, -1]).to(scores.device) - 2 * margin
+        reached = (scores >= last.to(scores.dtype)[:, None]) & eligible
+        if scores.shape[1] > self.k and int(reached.count_nonzero()) > MANY * self.k * len(scores):
+            best = scores.masked_fill_(~eligible, -torch.inf).topk(self.k, dim=1).values[:, -1]
+            reached &= scores >= (best - 3 * margin).to(scores.dtype)[:, None]
+        query, item = reached.nonzero(as_tuple=True)
+        return query.cpu().numpy(), item.cpu().numpy()
+
+    def settle(self) -> None:
+        """Merge the candidates that wait."""
         old = np.nonzero(self.rows >= 0)
-        query = np.concatenate((old[0], query))
-        rows = np.concatenate((self.rows[old], rows))
-        scores = np.concatenate((self.scores[old], scores))
-        norms = np.concatenate((self.norms[old], norms))
-        order = np.lexsort((rank[rows], -scores, query))
+        kept = (old[0], self.rows[old], self.scores[old], self.norms[old])
+        query, rows, scores, norms = (np.concatenate(parts) for parts in zip(kept, *self._waiting, strict=True))
+        order = np.lexsort((self.rank[rows], -scores, query))
         counts = np.bincount(query, minlength=len(self.queries))
         slot = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
         order, slot = order[slot < self.k], slot[slot < self.k]
-        for kept, values in ((self.rows, rows), (self.scores, scores), (self.norms, norms)):
-            kept[query[order], slot] = values[order]
+        for best, values in ((self.rows, rows), (self.scores, scores), (self.norms, norms)):
+            best[query[order], slot] = values[order]
+        self._waiting = []
+
+
+def _dots(queries: torch.Tensor, items: torch.Tensor, line: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Float64 [n], the products of pairs of a query and an item; equal vectors have equal products."""
+    found = np.empty(len(line))
+    step = max(PAIRS_BYTES // (8 * queries.shape[1]), 1)
+    for start in range(0, len(line), step):
+        part = slice(start, start + step)
+        left = queries[torch.from_numpy(line[part]).to(queries.device)]
+        right = items[torch.from_numpy(place[part]).to(queries.device, torch.int64)]
+        found[part] = (left * right).sum(1).cpu().numpy()
+    return found
 
 
 def _join(chunks: Sequence[_Chunk], k: int, num_asked: int) -> Truth:

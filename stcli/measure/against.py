@@ -2,7 +2,8 @@
 
 Everybody searches the packed embeddings, on the same number of threads, and is judged by one truth. Each contender
 climbs its settings from fast to slow until it reaches the highest recall asked for in every band; then all settings of
-all contenders are timed in turns. A setting that is slow runs on fewer queries, the first of the sample.
+all contenders are timed in turns, those that decide a comparison several times, the others once. A setting that is slow
+runs on fewer queries, the first of the sample, in a batch as large as a few seconds allow.
 """
 
 from __future__ import annotations
@@ -41,17 +42,20 @@ from stcli.peers.families import members, missing, versions
 from stcli.peers.protocol import Items, Peer, Queries
 
 OURS = "stcli"
-PILOT = 32
-"""Queries that tell how long a setting will take."""
+PILOT, GROWTH = 32, 4
+"""Queries of the first trial of a setting, and how many times as many the next takes.
+
+A batch that shares its work among its queries (Faiss Flat: 83 queries/s on 319, over 500 on 2,000) shows its speed only
+on a large one, so the batch grows until it fills the time.
+"""
 
 RUN_SECONDS = 4.0
-"""A setting runs on so many of the first queries as take about so long."""
+"""A setting runs on so many of the first queries as take about so long, at least half of it."""
 
 LEAST_SECONDS = 0.3
 """A timed run is repeated until it has taken so long: the clocks of a busy machine tell little of less."""
 
 LEAST_QUERIES = 100
-JUDGED_AT_ONCE = 64
 
 FILTERED, UNFILTERED = "with filters", "without filters"
 
@@ -65,6 +69,7 @@ class Trial:
         search: rows int64 [B, k] of queries.
         step: it and its neighbours differ in one number only, so that a value may be read between them.
         count: queries it runs on.
+        each: seconds a query took in the warm-up.
         rows: of the warm-up.
         quality: of these.
         seconds, other_cores: of each timed run.
@@ -75,6 +80,7 @@ class Trial:
     search: Callable[[Queries], np.ndarray]
     step: bool
     count: int = 0
+    each: float = 0.0
     rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     quality: Quality | None = None
     seconds: list[float] = field(default_factory=list)
@@ -167,7 +173,7 @@ class Against:
                 self.progress(f"try {name}", len(trials), len(trials) + 1, "settings")
                 if contender != OURS and judged.least(trial.quality) >= max(self._targets):
                     break
-        self._time(trials, queries, name)
+        self._time(trials, queries, judged, name)
         return self._tell(name, trials, queries, judged)
 
     def _contenders(
@@ -209,12 +215,14 @@ class Against:
         yield "exact", using(replace(self.base, exact=True))
 
     def _warm_up(self, trial: Trial, queries: Queries) -> None:
-        start = time.perf_counter()
-        pilot = queries.take(slice(0, PILOT))
-        trial.search(pilot)
-        each = (time.perf_counter() - start) / len(pilot)
-        trial.count = min(max(int(RUN_SECONDS / each), LEAST_QUERIES), len(queries))
-        trial.rows = self._run(trial, queries)
+        """Let the number of queries grow until they take about RUN_SECONDS."""
+        least, wanted = min(LEAST_QUERIES, len(queries)), min(PILOT, len(queries))
+        while wanted > trial.count and (wanted >= 2 * trial.count or trial.count < least):
+            trial.count = wanted
+            start = time.perf_counter()
+            trial.rows = self._run(trial, queries)
+            trial.each = (time.perf_counter() - start) / trial.count
+            wanted = min(max(int(RUN_SECONDS / trial.each), least), GROWTH * trial.count, len(queries))
 
     def _run(self, trial: Trial, queries: Queries) -> np.ndarray:
         step = self.batch_size
@@ -224,15 +232,28 @@ class Against:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _time(self, trials: Sequence[Trial], queries: Queries, name: str) -> None:
-        repeat = self.config.repeat
-        for turn in range(repeat):
-            for number in range(len(trials)):
-                trial = trials[(number + turn) % len(trials)]
+    def _time(self, trials: Sequence[Trial], queries: Queries, judged: Judge, name: str) -> None:
+        """Time every trial once, and the decisive ones `repeat` times, in turns."""
+        decisive = self._decisive(trials, judged, queries.filtered)
+        for turn in range(self.config.repeat):
+            taking_part = [trial for trial in trials if turn == 0 or id(trial) in decisive]
+            for number in range(len(taking_part)):
+                trial = taking_part[(number + turn) % len(taking_part)]
                 with LoadWatch() as load:
                     trial.seconds.append(self._seconds(trial, queries))
                 trial.other_cores.append(load.other_cores)
-                self.progress(f"time {name}", turn * len(trials) + number + 1, repeat * len(trials), "runs")
+                self.progress(f"time {name}, turn {turn + 1}", number + 1, len(taking_part), "settings")
+
+    def _decisive(self, trials: Sequence[Trial], judged: Judge, filtered: bool) -> set[int]:
+        """Identities of the trials that may be the fastest of their contender at a target, or stand beside it."""
+        found = set()
+        for contender in dict.fromkeys(trial.contender for trial in trials):
+            own = [trial for trial in trials if trial.contender == contender]
+            for reached in (judged.mean, judged.least) if filtered else (judged.mean,):
+                points = [(reached(trial.quality), 1 / trial.each, trial.step) for trial in own if trial.quality]
+                for target in (*self._targets, matched.EXACT):
+                    found |= {id(own[number]) for number in matched.decisive(points, target)}
+        return found
 
     def _seconds(self, trial: Trial, queries: Queries) -> float:
         """Seconds of one run, the mean of as many as take LEAST_SECONDS."""
@@ -295,21 +316,34 @@ class Judge:
         truth = Truth(*(getattr(self._truth, name)[:count] for name in names))
         return judge(rows, self._scores(rows), truth, self._tolerance[:count])
 
+    def mean(self, quality: Quality) -> float:
+        """Mean recall."""
+        return mean_recall(quality.recall)["mean"] or 0.0
+
     def least(self, quality: Quality) -> float:
         """The lowest mean recall of all bands."""
         bands = recall_by_band(quality.recall, self.bands[: len(quality.recall)])
         return min((band["mean"] for band in bands if band["queries"]), default=1.0)
 
     def _scores(self, rows: np.ndarray) -> np.ndarray:
-        """True scores float64 [B, k]; -inf in empty slots and where the item is not eligible."""
+        """True scores float64 [B, k]; -inf in empty slots and where the item is not eligible.
+
+        Most results stand in the truth, which has their scores; only the others are computed.
+        """
+        true = self._truth.rows[: len(rows)]
+        order = np.argsort(true, axis=1)
         scores = np.full(rows.shape, -np.inf)
-        for start in range(0, len(rows), JUDGED_AT_ONCE):
-            part = slice(start, start + JUDGED_AT_ONCE)
-            vectors = self._items.vectors[np.maximum(rows[part], 0)].astype(np.float64)
-            queries = self._queries.vectors[start : start + len(vectors)].astype(np.float64)
-            scores[part] = np.einsum("bkd,bd->bk", vectors, queries)
+        for query, (line, places) in enumerate(zip(rows, order, strict=True)):
+            place = places[np.searchsorted(true[query], line, sorter=places).clip(max=len(places) - 1)]
+            known = true[query, place] == line
+            scores[query, known] = self._truth.scores[query, place[known]]
+            self._score_others(query, line, ~known & (line >= 0), scores[query])
         scores[rows < 0] = -np.inf
-        for query, tree in enumerate(self._queries.trees[: len(rows)]):
-            if tree is not None:
-                scores[query, ~holds(self._items.bitmaps.of(tree), np.maximum(rows[query], 0))] = -np.inf
         return scores
+
+    def _score_others(self, query: int, line: np.ndarray, unknown: np.ndarray, scores: np.ndarray) -> None:
+        tree = self._queries.trees[query]
+        if tree is not None and unknown.any():
+            unknown = unknown & holds(self._items.bitmaps.of(tree), np.maximum(line, 0))
+        vectors = self._items.vectors[line[unknown]].astype(np.float64)
+        scores[unknown] = vectors @ self._queries.vectors[query].astype(np.float64)

@@ -10,8 +10,15 @@ from typing import Any
 MEAN, EVERY_BAND = "mean", "every band"
 """What has to reach a recall: the mean over the queries, or the mean of each band of the pass rate."""
 
+EXACT_NAME = "exact"
+"""The setting of a contender that searches exactly, if it has one."""
+
 EXACT = 0.999
 """Mean recall that counts as exact; float32 sums in another order swap a few items that all but tie."""
+
+
+ROUGH = 1.25
+"""Speeds of single runs that differ by less may change places."""
 
 
 def reached(setting: Mapping[str, Any], criterion: str) -> float:
@@ -41,6 +48,24 @@ def interpolated(settings: Sequence[Mapping[str, Any]], target: float, criterion
     return max(found, default=None)
 
 
+def decisive(points: Sequence[tuple[float, float, bool]], target: float) -> set[int]:
+    """Numbers of the settings that a comparison at `target` needs: those that may be the fastest to reach it, and pairs
+    of steps on both sides of it.
+
+    Args:
+        points: recall, a first rough speed, and whether it is a step, of each setting in order.
+        target: recall.
+    """
+    good = [number for number, point in enumerate(points) if point[0] >= target]
+    least = max((points[number][1] for number in good), default=0.0) / ROUGH
+    found = {number for number in good if points[number][1] >= least}
+    steps = [number for number, point in enumerate(points) if point[2]]
+    for low, high in itertools.pairwise(steps):
+        if points[low][0] < target <= points[high][0]:
+            found |= {low, high}
+    return found
+
+
 def ratios(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float] | None:
     """How many times faster ours is, turn by turn: each pair ran moments apart."""
     pairs = zip(ours["queries_per_s"]["runs"], theirs["queries_per_s"]["runs"], strict=False)
@@ -55,23 +80,31 @@ def ratios(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, floa
 def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], criteria: Sequence[str]) -> list[Any]:
     """Every contender at every target: `target`, `criterion` and `lines`; ours is the first contender.
 
-    A line: `name`; `setting`, `recall`, `queries_per_s` and `ineligible` of the fastest setting that reaches it,
-    or None; `interpolated`; `ratio`, how many times faster ours is.
+    Exact search is compared among those that promise it: many clusters may reach 0.999 faster, and prove nothing.
+
+    A line: `name`; `setting`, `recall`, `queries_per_s`, `queries` and `ineligible` of the fastest setting that
+    reaches it, or None; `interpolated`; `ratio`, how many times faster ours is.
     """
     tables = []
     for target in (*targets, EXACT):
         for criterion in criteria if target != EXACT else criteria[:1]:
-            best = [fastest(contender["settings"], target, criterion) for contender in contenders]
+            allowed = [_allowed(contender["settings"], target) for contender in contenders]
+            best = [fastest(settings, target, criterion) for settings in allowed]
             lines = []
-            for contender, setting in zip(contenders, best, strict=True):
-                line: dict[str, Any] = dict.fromkeys(("setting", "recall", "queries_per_s", "ineligible", "ratio"))
+            for contender, settings, setting in zip(contenders, allowed, best, strict=True):
+                if not settings:
+                    continue
+                line: dict[str, Any] = dict.fromkeys(
+                    ("setting", "recall", "queries_per_s", "queries", "ineligible", "ratio")
+                )
                 line["name"] = contender["name"]
-                line["interpolated"] = interpolated(contender["settings"], target, criterion)
+                line["interpolated"] = interpolated(settings, target, criterion)
                 if setting is not None:
                     line |= {
                         "setting": setting["name"],
                         "recall": reached(setting, criterion),
                         "queries_per_s": setting["queries_per_s"]["median"],
+                        "queries": setting["queries"],
                         "ineligible": setting["ineligible"],
                     }
                     if best[0] is not None and contender is not contenders[0]:
@@ -79,3 +112,7 @@ def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], cri
                 lines.append(line)
             tables.append({"target": target, "criterion": criterion, "lines": lines})
     return tables
+
+
+def _allowed(settings: Sequence[Mapping[str, Any]], target: float) -> list[Mapping[str, Any]]:
+    return [setting for setting in settings if target != EXACT or setting["name"] == EXACT_NAME]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape as escape
 
-STYLE = """
+PALETTE = """
 :root { color-scheme: light dark; --paper: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --muted: #646c76; --line: #dfe2e6;
   --accent: #2563a8; --second: #b4511a;
   --third: #6b4fa0; --fourth: #2f7d78; --fifth: #a8456f; --sixth: #8a7a1f; --good: #1a7f4b;
@@ -15,6 +15,10 @@ STYLE = """
   --third: #b59ce6; --fourth: #74c4bd; --fifth: #e58bb1; --sixth: #d3c25c; --good: #6fce9b;
   --good-soft: #16301f; --bad: #ff8f86;
   --bad-soft: #3a1c1a; } }
+"""
+"""The colours by name, light and dark; a picture on its own takes them along."""
+
+STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 2rem 1.5rem 3rem; max-width: 74rem; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
@@ -71,7 +75,7 @@ def document(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<style>{PALETTE}{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from stcli.measure import page
 
 COLORS = {
     "ink": "#010101",
@@ -104,38 +106,56 @@ def recall_against_throughput(report: Mapping[str, Any]) -> str:
 
 def contest(workload: Mapping[str, Any], targets: Sequence[float], k: int) -> str:
     """Recall against throughput of every contender; the settings that differ in one number are joined."""
-    shades = [COLORS[name] for name in ("accent", "third", "fourth", "fifth", "sixth", "muted", "ink")]
 
     def draw(axes: Any) -> None:
-        for number, contender in enumerate(workload["contenders"]):
-            color = COLORS["second"] if number == 0 else shades[(number - 1) % len(shades)]
-            points = [
-                (setting["recall"]["mean"], setting["queries_per_s"]["median"], setting["step"])
-                for setting in contender["settings"]
-                if setting["recall"]["mean"] is not None
-            ]
-            steps = [point[:2] for point in points if point[2]]
-            others = [point[:2] for point in points if not point[2]]
-            name, width = contender["name"], 2.2 if number == 0 else 1.2
-            if steps:
-                axes.plot(
-                    *zip(*steps, strict=True), color=color, linewidth=width, marker="o", markersize=3.5, label=name
-                )
-            if others:
-                axes.scatter(*zip(*others, strict=True), color=color, marker="*", s=90, zorder=4)
-        for target in targets:
-            axes.axvline(target, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (2, 3)))
-        axes.set_yscale("log")
-        _plain_numbers(axes.yaxis)
-        lowest = min(targets)
-        axes.set_xlim(max(lowest - 4 * (1 - lowest) - 0.05, 0), 1 + 0.1 * (1 - lowest) + 0.005)
-        axes.set_xlabel(f"recall@{k}")
-        axes.set_ylabel("queries a second")
+        _draw_contest(axes, workload, targets, k)
         axes.legend(
             frameon=False, fontsize=8, labelcolor=COLORS["muted"], loc="center left", bbox_to_anchor=(1.01, 0.5)
         )
 
-    return _figure(draw, f"Recall against throughput {workload['name']}", (7.4, 3.5))
+    return _figure(draw, f"Recall against throughput {workload['name']}", (10.8, 4.0))
+
+
+def contests(panels: Mapping[str, Mapping[str, Any]], targets: Sequence[float], k: int) -> str:
+    """Several workloads as one picture that stands on its own, light and dark; two in a row, each under its name."""
+    rows = -(-len(panels) // 2)
+
+    def draw(figure: Any) -> None:
+        for number, (name, workload) in enumerate(panels.items()):
+            axes = figure.add_subplot(rows, 2, number + 1)
+            _draw_contest(axes, workload, targets, k)
+            axes.set_title(name, fontsize=10, color=COLORS["ink"])
+            axes.legend(frameon=False, fontsize=7.5, labelcolor=COLORS["muted"], loc="lower left")
+
+    picture = _drawn(draw, "Recall against throughput", (10.8, 3.6 * rows))
+    style = f"<style>{page.PALETTE} svg {{ font-family: system-ui, sans-serif; }}</style>"
+    return picture.replace(">", f">{style}", 1)
+
+
+def _draw_contest(axes: Any, workload: Mapping[str, Any], targets: Sequence[float], k: int) -> None:
+    shades = [COLORS[name] for name in ("accent", "third", "fourth", "fifth", "sixth", "muted", "ink")]
+    for number, contender in enumerate(workload["contenders"]):
+        color = COLORS["second"] if number == 0 else shades[(number - 1) % len(shades)]
+        points = [
+            (setting["recall"]["mean"], setting["queries_per_s"]["median"], setting["step"])
+            for setting in contender["settings"]
+            if setting["recall"]["mean"] is not None
+        ]
+        steps = [point[:2] for point in points if point[2]]
+        others = [point[:2] for point in points if not point[2]]
+        name, width = contender["name"], 2.2 if number == 0 else 1.2
+        if steps:
+            axes.plot(*zip(*steps, strict=True), color=color, linewidth=width, marker="o", markersize=3.5, label=name)
+        if others:
+            axes.scatter(*zip(*others, strict=True), color=color, marker="*", s=90, zorder=4)
+    for target in targets:
+        axes.axvline(target, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (2, 3)))
+    axes.set_yscale("log")
+    _plain_numbers(axes.yaxis)
+    lowest = min(targets)
+    axes.set_xlim(max(lowest - 4 * (1 - lowest) - 0.05, 0), 1 + 0.1 * (1 - lowest) + 0.005)
+    axes.set_xlabel(f"recall@{k}")
+    axes.set_ylabel("queries a second")
 
 
 def recall_by_band(report: Mapping[str, Any]) -> str:
@@ -204,7 +224,12 @@ def _plain_numbers(axis: Any) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _figure(draw: Any, title: str, size: tuple[float, float] = SIZE) -> str:
+def _figure(draw: Callable[[Any], None], title: str, size: tuple[float, float] = SIZE) -> str:
+    """A figure with one pair of axes."""
+    return _drawn(lambda figure: draw(figure.add_subplot()), title, size)
+
+
+def _drawn(draw: Callable[[Any], None], title: str, size: tuple[float, float]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -212,7 +237,7 @@ def _figure(draw: Any, title: str, size: tuple[float, float] = SIZE) -> str:
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=size)
-        draw(figure.add_subplot())
+        draw(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _svg(buffer.getvalue(), title)

@@ -26,8 +26,9 @@ def _workload(report: Mapping[str, Any], workload: Mapping[str, Any], drawn: boo
     drawing = plots.contest(workload, against["targets"], report["k"]) if drawn else ""
     note = (
         f"{workload['queries']:,} queries in batches of {against['batch_size']:,}, {against['threads']} threads for "
-        f"everybody, {report['options']['repeat']} runs in turns after one warm-up; a slow setting ran on the first "
-        f"queries only, about {against['run_seconds']:g} s of them. Stars: planned, and exact. Speeds are those of the "
+        f"everybody, runs in turns after a warm-up: {report['options']['repeat']} of each setting that decides a "
+        f"comparison, one of the others; a slow setting ran on the first queries only, in one batch of up to "
+        f"{against['run_seconds']:g} s (column queries). Stars: planned, and exact. Speeds are those of the "
         "fastest setting that reaches the recall; between settings, of a straight line in the logarithm of the speed. "
         "stcli is timed from filter texts to item ids, the others from ready bitmaps to rows."
     )
@@ -39,7 +40,7 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
     lines = []
     for line in table["lines"]:
         if line["setting"] is None:
-            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–", "–"])
+            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–", "–", "–"])
             continue
         ratio = line["ratio"]
         times = "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})"
@@ -47,12 +48,13 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
         lines.append(
             [
                 page.escape(line["name"]), page.escape(line["setting"]), show.recall(line["recall"]),
-                show.number(line["queries_per_s"]), between, show.bad(line["ineligible"]), times,
+                show.number(line["queries_per_s"]), between, f"{line['queries']:,}", show.bad(line["ineligible"]),
+                times,
             ]
         )  # fmt: skip
     exact = table["target"] == EXACT
     title = "Exact search" if exact else f"At recall@{k} of {table['target']:g}, {table['criterion']}"
-    head = ["", "setting", "recall", "queries/s", "between settings", "ineligible", "times faster, stcli"]
+    head = ["", "setting", "recall", "queries/s", "between settings", "queries", "ineligible", "times faster, stcli"]
     return f'<h2 style="margin-top:1.4rem">{page.escape(title)}</h2>' + page.table(head, lines, strong=0)
 
 

@@ -1,30 +1,53 @@
+import pyarrow.parquet as pq
 import pytest
 
 import published_results
-from stcli.measure import against
+from stcli.measure import against, ceilings
 from stcli.pipeline import bench
 
+QUICK = [
+    (bench, "LATENCY_SECONDS", 0.02), (bench, "STAGE_REPEATS", 1), (against, "LEAST_SECONDS", 0.0),
+    (against, "RUN_SECONDS", 0.0), (ceilings, "SIDE", 64), (ceilings, "COPIED_BYTES", 1 << 16),
+]  # fmt: skip
 
-def test_a_table_and_a_plot(tiny, tmp_path, monkeypatch):
+
+def test_tables_a_plot_and_the_readme(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
-    for owner, name, value in (
-        (bench, "LATENCY_SECONDS", 0.02),
-        (bench, "STAGE_REPEATS", 1),
-        (against, "LEAST_SECONDS", 0.0),
-        (against, "RUN_SECONDS", 0.0),
-    ):
+    for owner, name, value in QUICK:
         monkeypatch.setattr(owner, name, value)
+    readme, out = tmp_path / "README.md", tmp_path / "reports" / "today"
+    readme.write_text(f"before\n{published_results.BEGIN}\nold\n{published_results.END}\nafter\n", encoding="utf-8")
+    plain = pq.read_table(tiny.queries).drop_columns(["filter"])
+    pq.write_table(plain, tmp_path / "plain.parquet")
     published_results.main(
-        ["--corpus", f"tiny={tiny.items},{tiny.queries}", "--out", str(tmp_path), "--against", "torch,paper",
-         "--k", "10", "--sample", "60", "--repeat", "2", "--at", "0.9"]
+        ["--corpus", f"tiny={tiny.items},{tiny.queries}", "--corpus", f"plain={tiny.items},{tmp_path}/plain.parquet",
+         "--out", str(out), "--work", str(tmp_path / "work"), "--readme", str(readme),
+         "--against", "torch,paper", "--k", "10", "--sample", "60", "--repeat", "2", "--at", "0.9"]
     )  # fmt: skip
-    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    text = (out / "results.md").read_text(encoding="utf-8")
     assert "### tiny" in text
     assert "2,000 items of 16 dimensions, k = 10" in text
     assert "| without filters | exact | torch | exact | 1.0000 |" in text
-    assert "one int8 scale for all items" in text
-    assert "cannot express these filters" in text  # the tiny corpus asks for ranges
-    assert "stcli bench" in text
-    assert "<svg" in (tmp_path / "results.svg").read_text(encoding="utf-8")
+    assert (out / "plain" / "report.json").exists()
+    picture = (out / "results.svg").read_text(encoding="utf-8")
+    assert picture.startswith("<svg")
+    assert "prefers-color-scheme: dark" in picture
+    assert "http" not in picture.replace("http://www.w3.org/", "")
+    told = readme.read_text(encoding="utf-8")
+    assert told.startswith("before\n")
+    assert told.endswith("after\n")
+    assert "old" not in told.split("\n")
+    assert "| tiny, with filters | 0.9 in every band |" in told
+    assert "one int8 scale for all items" in told
+    assert "cannot express: " in told  # the tiny corpus asks for ranges
+    assert "| no filters |" in told
+    assert "(reports/today/results.svg)" in told
+    assert "again with: python examples/published_results.py --corpus" in capsys.readouterr().out
+
+
+def test_what_cannot_be_used(tiny, tmp_path):
     with pytest.raises(SystemExit):
-        published_results.main(["--corpus", "tiny", "--out", str(tmp_path)])
+        published_results.main(["--corpus", "tiny", "--out", str(tmp_path), "--work", str(tmp_path)])
+    (tmp_path / "README.md").write_text("no marks", encoding="utf-8")
+    with pytest.raises(SystemExit, match="put them where the results belong"):
+        published_results.insert(tmp_path / "README.md", [])

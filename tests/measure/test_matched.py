@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from stcli.measure.matched import EVERY_BAND, EXACT, MEAN, fastest, interpolated, match, ratios, reached
+from stcli.measure.matched import EVERY_BAND, EXACT, MEAN, decisive, fastest, interpolated, match, ratios, reached
 
 
 def setting(name, recall, speed, band=None, step=True, runs=None):
@@ -11,6 +11,7 @@ def setting(name, recall, speed, band=None, step=True, runs=None):
     return {
         "name": name,
         "step": step,
+        "queries": 7,
         "ineligible": 0,
         "recall": {"mean": recall},
         "bands": bands,
@@ -66,5 +67,19 @@ def test_a_table_for_each_target_and_one_for_exact():
     assert (first[0]["setting"], first[0]["ratio"]) == ("8", None)
     assert first[1]["ratio"]["median"] == 1
     assert last[0]["setting"] == "exact"
-    assert last[1]["setting"] is None
-    assert last[1]["ratio"] is None
+    assert len(last) == 1  # the other has no exact setting
+
+
+def test_only_what_decides_is_timed_again():
+    points = [
+        (0.5, 900, True),
+        (0.8, 500, True),
+        (0.96, 100, True),
+        (0.99, 40, True),
+        (0.97, 90, False),
+        (1.0, 9, False),
+    ]
+    assert decisive(points, 0.95) == {1, 2, 4}  # both sides of it, and one that is nearly as fast
+    assert decisive(points, 0.999) == {5}
+    assert decisive(points, 0.3) == {0}
+    assert decisive(points[:2], 0.95) == set()

@@ -1,8 +1,6 @@
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -11,46 +9,11 @@ import pytest
 
 import stcli
 from stcli.errors import ExistsError, FormatError, InputError, ThresholdError
-from stcli.measure import against, plots
 from stcli.measure.record import command_line, recommend
 from stcli.measure.report import read_report, render
-from stcli.model.lookup import IdLookup
-from stcli.model.planner import Calibration
 from stcli.pipeline import bench as module
-from stcli.storage.ids import ItemIds
 from tests.conftest import NUM_ITEMS, NUM_QUERIES, lists
-
-OPTIONS = {"filter_column": "filter", "k": 10, "sample": 60, "repeat": 2, "probes": (4, 32), "batch_size": 25}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(module, "LATENCY_SECONDS", 0.05)
-    monkeypatch.setattr(module, "STAGE_REPEATS", 1)
-
-
-@pytest.fixture(scope="module")
-def made(tiny, tmp_path_factory):
-    """One whole benchmark: its summary and its record."""
-    output = tmp_path_factory.mktemp("bench") / "report"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LATENCY_SECONDS", 0.05)
-        patch.setattr(module, "STAGE_REPEATS", 1)
-        seen = []
-        summary = stcli.bench(
-            tiny.model, tiny.queries, output, items=str(tiny.items), progress=lambda *call: seen.append(call), **OPTIONS
-        )
-    return summary, read_report(output), output, seen
-
-
-def run(tiny, tmp_path, **options):
-    """A small benchmark, for what goes wrong; its record."""
-    stcli.bench(tiny.model, tiny.queries, tmp_path / "r", **{**OPTIONS, "repeat": 1, "probes": (4,), **options})
-    return read_report(tmp_path / "r")
-
-
-def failed(report):
-    return [check["name"] for check in report["checks"] if not check["ok"] and check["name"] != "The machine was quiet"]
+from tests.pipeline.bench_cases import OPTIONS, _quick, careless, failed, made, opening, read_page, run  # noqa: F401
 
 
 def test_settings_and_their_recall(made):
@@ -130,167 +93,11 @@ def test_the_same_seed_gives_the_same_recall(tiny, tmp_path, made):
     assert again["runs"][1]["recall"] == report["runs"][1]["recall"]
 
 
-class Page(HTMLParser):
-    """Checks that elements close in order; collects what a page would fetch."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.fetched, self.figures, self.text = [], [], 0, ""
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.figures += tag == "svg"
-        self.fetched += [
-            value for name, value in attrs if name in ("src", "href", "xlink:href") and not value.startswith("#")
-        ]
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def read_page(text):
-    page = Page()
-    page.feed(text)
-    page.close()
-    assert page.open == []
-    return page
-
-
-def test_page_is_whole_and_self_contained(made):
-    pytest.importorskip("matplotlib")
-    _, report, output, _ = made
-    page = read_page((output / "report.html").read_text(encoding="utf-8"))
-    assert page.fetched == []
-    assert page.figures == 3
-    assert not re.search(
-        r"url\((?!#)|@import|#0[0-9]0[0-9]0[0-9]", (output / "report.html").read_text(encoding="utf-8")
-    )
-    for words in (
-        report["command"],
-        report["recommended"]["command"],
-        "Every result satisfies its filter",
-        "32 probes",
-    ):
-        assert words in page.text
-
-
-def test_page_without_matplotlib(made, monkeypatch):
-    monkeypatch.setattr(plots, "available", lambda: False)
-    page = read_page(render(made[1]))
-    assert page.figures == 0
-    assert "stcli[bench]" in page.text
-
-
-def test_page_escapes_what_users_wrote(made):
-    report = json.loads(json.dumps(made[1]))
-    report["inputs"]["model"] = "<b>&.safetensors"
-    page = read_page(render(report))
-    assert "<b>&.safetensors" in page.text
-
-
-@pytest.mark.slow
-def test_page_in_a_browser(made, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium here")
-    if not plots.available():
-        pytest.skip("no matplotlib here")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--dump-dom"]
-    page = subprocess.run([*command, (made[2] / "report.html").as_uri()], capture_output=True, text=True, timeout=60)
-    assert page.stdout.count("<svg") == 3
-    assert "Recall against throughput" in page.stdout
-
-
-def careless(model, vectors, filters, k, target_recall, **_):
-    """A calibration that probes one cluster whatever the band."""
-    return Calibration(model.fingerprint, k, target_recall, 0, (1,) * 5, (1.0,) * 5, (1.0,) * 5, (9,) * 5)
-
-
 def test_recall_below_the_minimum(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "calibrate", careless)
     with pytest.raises(ThresholdError, match=r"recall@10 is 0\.\d+, below --min-recall 0.99"):
         run(tiny, tmp_path, min_recall=0.99)
     assert read_report(tmp_path / "r")["runs"]
-
-
-def opening(report):
-    """The verdict as a reader meets it: the first sentence of the page below its title."""
-    text = read_page(render(report)).text
-    assert text.index(report["verdict"]["text"]) < text.index("Throughput, planned")
-    return report["verdict"]["level"], report["verdict"]["text"]
-
-
-def test_a_right_result_says_so(made):
-    level, text = opening(made[1])
-    assert level in ("good", "unsure")
-    assert re.match(r"Results are right: recall@10 (0\.9|1\.0)\d+ at", text)
-
-
-def test_a_filter_that_is_ignored_shows(tiny, tmp_path, monkeypatch):
-    search = stcli.Retriever.search
-
-    def ignoring(self, vectors, filters, options, *more):
-        return search(self, vectors, self._source(None, len(vectors)), options, *more)
-
-    monkeypatch.setattr(stcli.Retriever, "search", ignoring)
-    report = run(tiny, tmp_path)
-    assert "Every result satisfies its filter" in failed(report)
-    assert report["runs"][0]["ineligible"] > 0
-    level, text = opening(report)
-    assert level == "wrong"
-    assert re.search(r"Do not trust these results: [\d,]+ results do not satisfy their filter", text)
-    assert "Every result satisfies its filter" not in read_page(render(report)).text
-    assert "results do not satisfy their filter" in read_page(render(report)).text
-
-
-def test_shuffled_ids_show(tiny, tmp_path, monkeypatch):
-    opened = stcli.open_artifact(tiny.model)
-    shuffled = opened.ids.ids.take(pa.array(np.random.default_rng(0).permutation(NUM_ITEMS)))
-    opened.ids = ItemIds.of(shuffled)
-    opened.lookup = IdLookup(opened.ids)
-    monkeypatch.setattr(module, "open_artifact", lambda *_, **__: opened)
-    report = run(tiny, tmp_path, items=str(tiny.items))
-    assert {"Scores belong to their items", "Recall reaches the target"} <= set(failed(report))
-    assert report["runs"][0]["recall"]["mean"] < 0.5
-    level, text = opening(report)
-    assert level == "wrong"
-    assert "of the scores are those of the item returned" in text
-
-
-def test_poor_recall_shows(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "calibrate", careless)
-    report = run(tiny, tmp_path)
-    assert failed(report) == ["Recall reaches the target"]
-    assert report["runs"][0]["recall"]["mean"] < 0.9
-    assert report["recommended"]["setting"] == "exact"
-    level, text = opening(report)
-    assert level == "poor"
-    assert text.startswith("Too few of the right items are found: recall 0.")
-    assert "for a target of 0.95" in text
-
-
-def test_results_that_differ_between_repetitions_show(tiny, tmp_path, monkeypatch):
-    search, calls = stcli.Retriever.search, []
-
-    def drifting(self, vectors, filters, options, *more):
-        results = search(self, vectors, filters, options, *more)
-        calls.append(len(vectors))
-        results.rows[0] = results.rows[0].roll(len(calls))
-        return results
-
-    monkeypatch.setattr(stcli.Retriever, "search", drifting)
-    assert "Repetitions agree" in failed(run(tiny, tmp_path))
 
 
 def test_bad_queries_are_left_out_and_counted(tiny, tmp_path):
@@ -449,94 +256,3 @@ def test_recommended_setting():
 def test_options_that_mean_nothing(tiny, tmp_path, option, value):
     with pytest.raises(InputError, match=f"--{option.replace('_', '-')} "):
         run(tiny, tmp_path, **{option: value})
-
-
-def test_the_papers_form_is_measured_as_retrieve_runs_it(tiny, tmp_path):
-    index, model = tmp_path / "i.index", tmp_path / "m.safetensors"
-    stcli.build_index(
-        tiny.items, index, feature_columns=("color", "tags", "in_stock", "price", "year", "day"), clusters=32,
-        preset="silvertorch", bloom_bits=512, bloom_hashes=1,
-    )  # fmt: skip
-    stcli.pack_model(index, model)
-    half = ", ".join(f"'t{number:02d}'" for number in range(30))
-    shapes = ("tags = 't{:02d}' AND NOT color = 'red'", f"NOT tags IN ({half})")
-    texts = [shapes[number % 2].format(number % 60) for number in range(NUM_QUERIES)]
-    table = pq.read_table(tiny.queries).set_column(2, "filter", pa.array(texts))
-    pq.write_table(table, tmp_path / "q.parquet")
-    stcli.bench(model, tmp_path / "q.parquet", tmp_path / "r", **{**OPTIONS, "repeat": 1, "probes": (4,)})
-    report = read_report(tmp_path / "r")
-    assert report["calibration"] is None
-    assert report["runs"][0]["probes"] == 24
-    # Bloom rows let wrong items through and, under NOT, hide right ones; nothing is verified, and the report says so.
-    assert {"Every result satisfies its filter", "The filter hides nothing"} <= set(failed(report))
-    assert "Scores belong to their items" not in failed(report)
-    read_page(render(report))
-
-
-@pytest.fixture(scope="module")
-def contest(tiny, tmp_path_factory):
-    """A benchmark against the peers that are always there."""
-    output = tmp_path_factory.mktemp("against") / "report"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LATENCY_SECONDS", 0.05)
-        patch.setattr(module, "STAGE_REPEATS", 1)
-        patch.setattr(against, "LEAST_SECONDS", 0.0)
-        patch.setattr(against, "LEAST_QUERIES", 47)
-        patch.setattr(against, "RUN_SECONDS", 0.0)
-        patch.setattr(against, "missing", lambda name: "faiss is not installed; get it" if name == "faiss" else None)
-        stcli.bench(
-            tiny.model, tiny.queries, output, **{**OPTIONS, "repeat": 2, "probes": (4,)},
-            against=("faiss", "torch", "paper"), compare_at=(0.9, 0.95),
-        )  # fmt: skip
-    return read_report(output), output
-
-
-def test_against_others_at_equal_recall(contest):
-    compared = contest[0]["against"]
-    assert [workload["name"] for workload in compared["workloads"]] == ["with filters", "without filters"]
-    assert [peer["name"] for peer in compared["peers"]] == ["torch", "silvertorch preset"]
-    filtered, free = compared["workloads"]
-    assert [entry["name"] for entry in filtered["contenders"]] == ["stcli", "torch"]
-    assert [entry["name"] for entry in free["contenders"]] == ["stcli", "torch", "silvertorch preset"]
-    ours = {line["name"]: line for line in filtered["contenders"][0]["settings"]}
-    assert ours["exact"]["recall"]["mean"] == 1
-    assert ours["exact"]["queries"] == 47  # slow settings run on the first queries only
-    assert {"planned for 0.9", "planned for 0.95"} <= set(ours)
-    assert filtered["contenders"][1]["settings"][0]["recall"]["mean"] > 0.999
-    assert [table["target"] for table in free["matched"]] == [0.9, 0.95, 0.999]
-    for table in free["matched"]:
-        for line in table["lines"]:
-            assert line["setting"] is None or line["recall"] >= table["target"]
-    assert free["matched"][-1]["lines"][1]["ratio"]["low"] > 0
-    checks = {check["name"]: check["ok"] for check in contest[0]["checks"]}
-    assert checks["Others' exact search agrees with the truth"]
-    worst = max(line["ineligible"] for line in free["contenders"][2]["settings"])
-    assert worst == 0
-
-
-def test_who_could_not_take_part_is_named(contest):
-    report, output = contest
-    left_out = {entry["name"]: entry["reason"] for entry in report["against"]["left_out"]}
-    assert left_out["faiss"] == "faiss is not installed; get it"
-    assert "with filters" in left_out["silvertorch preset"]  # the paper's form knows no ranges
-    page = read_page((output / "report.html").read_text(encoding="utf-8"))
-    assert "Not measured: faiss: faiss is not installed; get it" in page.text
-    assert "Against others, with filters" in page.text
-    assert "At recall@10 of 0.95, every band" in page.text
-
-
-def test_against_needs_packed_embeddings(tiny, tmp_path):
-    stcli.pack_model(tiny.index, tmp_path / "m.safetensors", embedding_dtype="none")
-    with pytest.raises(InputError, match="--against builds the others from the packed embeddings"):
-        stcli.bench(
-            tmp_path / "m.safetensors",
-            tiny.queries,
-            tmp_path / "r",
-            items=str(tiny.items),
-            against=["torch"],
-            **OPTIONS,
-        )
-    with pytest.raises(InputError, match="--against 'fais'"):
-        run(tiny, tmp_path, against=["fais"])
-    with pytest.raises(InputError, match="--compare-at 2"):
-        run(tiny, tmp_path, compare_at=[2.0])
