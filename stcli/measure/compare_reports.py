@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stcli.measure.record import BUSY_CORES
 from stcli.measure.report import read_report
+from stcli.measure.verdict import BUSY_CORES
 
 SAME, LESS, MORE = "within noise", "down", "up"
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stcli.measure import page, plots, report_against, show
+from stcli.measure.measurements import GIVEN
 from stcli.measure.metrics import TWO_SIDED_95
-from stcli.measure.record import BUSY_CORES, GIVEN, headline_latency
+from stcli.measure.record import headline_latency
+from stcli.measure.verdict import BUSY_CORES
 from stcli.storage.atomic import write_text
 from stcli.storage.manifest import REPORT, check_sealed, read_json, sealed
 
@@ -177,7 +179,8 @@ def _settings(report: Mapping[str, Any]) -> str:
         about = f"Truth: the lists in {report['inputs']['truth']}; an item counts if it stands in its list. "
     else:
         about = (
-            f"Truth: every item scored in float64 over the {truth['over']}, under the exact filter. A result within "
+            f"Truth: every item scored over the {truth['over']} under the exact filter, in float32, and all that may "
+            "be among the best again in float64. A result within "
             f"{truth['tie_tolerance']['median']:.1e} (median) of the last true score counts as tied with it. "
         )
     note = about + (

@@ -20,13 +20,13 @@ from stcli.config import BenchConfig, Progress, no_progress
 from stcli.errors import InputError, ThresholdError
 from stcli.filters.exact import Tile, Truth, exact_search
 from stcli.filters.source import GivenFilters
-from stcli.measure import record
+from stcli.measure import advice, record
 from stcli.measure.ceilings import measure_ceilings
 from stcli.measure.clock import forget_plans, run_batches, stage_seconds
 from stcli.measure.machine import LoadWatch
+from stcli.measure.measurements import ORIGINAL, PACKED, Arm, Measurements
 from stcli.measure.metrics import number_or_none, percentiles
 from stcli.measure.originals import open_originals, original_tiles
-from stcli.measure.record import ORIGINAL, PACKED, Arm, Measurements
 from stcli.measure.relevance import read_truth, rows_of_lists
 from stcli.measure.report import write_report
 from stcli.measure.sample import Sample
@@ -98,8 +98,8 @@ def bench(
     found = Bench(opened, given, config, progress).go()
     body = record.assemble(found)
     body["inputs"] |= {"model": str(model), "queries": given}
-    body["command"] = record.command_line(str(model), given, str(output), config)
-    body["recommended"] = record.recommend(body["runs"], str(model), given, config)
+    body["command"] = advice.command_line(str(model), given, str(output), config)
+    body["recommended"] = advice.recommend(body["runs"], str(model), given, config)
     body["timings_s"]["total"] = round(time.perf_counter() - start, 3)
     with atomic.new_directory(path, config.overwrite) as partial:
         written = write_report(partial, body)

@@ -9,7 +9,7 @@ import pytest
 
 import stcli
 from stcli.errors import ExistsError, FormatError, InputError, ThresholdError
-from stcli.measure.record import command_line, recommend
+from stcli.measure.advice import command_line, recommend
 from stcli.measure.report import read_report, render
 from stcli.pipeline import bench as module
 from tests.conftest import NUM_ITEMS, NUM_QUERIES, lists
