@@ -114,13 +114,6 @@ class Ops:
         starts = offsets_of(self.lengths)[:-1][order]
         return Ops(self.ops[places(starts.ravel(), lengths.ravel())], lengths.sum(1), self.num_leaves)
 
-    def split(self) -> tuple[list[bytes], np.ndarray, np.ndarray]:
-        """The pieces as in a `Code`; the leaf of each push; and which pushes belong to each piece, int64 [n + 1]."""
-        pushes = self.ops >= 0
-        offsets = offsets_of(self.lengths)
-        codes = _lines(np.where(pushes, PUSH, self.ops).astype(np.int8), offsets)
-        return codes, self.ops[pushes], offsets_of(pushes)[offsets]
-
     def finish(self) -> dict[str, Any]:
         """The fields `ops`, `op_offsets` and `max_depth` of a program; no piece is empty."""
         offsets = offsets_of(self.lengths)
@@ -133,7 +126,7 @@ class Ops:
         }
 
 
-def _lines(values: np.ndarray, offsets: np.ndarray) -> list[bytes]:
+def lines(values: np.ndarray, offsets: np.ndarray) -> list[bytes]:
     """The bytes of each line of a ragged map; entries are the rows of `values`."""
     data = values.tobytes()
     ends = (offsets * (len(data) // max(len(values), 1))).tolist()
@@ -188,23 +181,6 @@ class Pieces:
         terms = _numbered([code.term_ops for code in codes], numbers)
         exact = np.fromiter([code.exact for code in codes], bool, len(codes))
         return cls(rows, leaves, terms, spans, np.diff(offsets), exact)
-
-    def codes(self) -> list[Code]:
-        """The inverse of `of_codes`, without the unknown values."""
-        row_ops, leaves, leaf_offsets = self.rows.split()
-        term_ops, sets, set_offsets = self.terms.split()
-        counts = self.span_counts[sets]
-        spans = self.spans[places(offsets_of(self.span_counts)[sets], counts)]
-        columns = (
-            row_ops,
-            _lines(self.leaves[leaves], leaf_offsets),
-            term_ops,
-            _lines(spans, offsets_of(counts)[set_offsets]),
-            _lines(counts, set_offsets),
-            self.exact.tolist(),
-            [0] * len(row_ops),
-        )
-        return list(map(Code._make, zip(*columns, strict=True)))
 
     def arrange(self, order: np.ndarray) -> Pieces:
         """Filters that consist of pieces: `order` [n, m] names m of them for each; exact if all of them are."""

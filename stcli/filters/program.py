@@ -20,7 +20,7 @@ from stcli.filters.bounds import Bounder, Rows, Unknown, resolve
 from stcli.filters.layout import Layout
 from stcli.filters.parse import parse
 from stcli.filters.pieces import Code, Pieces
-from stcli.filters.shapes import Shapes
+from stcli.filters.texts import TextReader
 from stcli.filters.tree import Node, check
 from stcli.filters.vocabulary import Vocabulary
 from stcli.ops.segments import expand
@@ -28,6 +28,9 @@ from stcli.types import Program, TermProgram
 
 CACHE_SIZE = 1 << 16
 """Distinct filter texts whose plans are kept between batches."""
+
+LEAST_TEXTS = 4
+"""Texts that are read together: a call takes 0.18 ms, planning a text in Python 0.03 to 0.3 ms."""
 
 
 @dataclass(frozen=True)
@@ -160,13 +163,13 @@ class Planner:
     vocabulary: Vocabulary
     layout: Layout
     _bounder: Bounder = field(init=False, repr=False)
-    _shapes: Shapes = field(init=False, repr=False)
+    _reader: TextReader = field(init=False, repr=False)
     _plans: OrderedDict[str | Node, FilterPlan | None] = field(init=False, repr=False, default_factory=OrderedDict)
     _codes: OrderedDict[str | Node, Code | None] = field(init=False, repr=False, default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         self._bounder = Bounder(self.layout)
-        self._shapes = Shapes(self.vocabulary, self.layout)
+        self._reader = TextReader(self.vocabulary, self.layout)
 
     def plan(self, given: str | Node | None) -> FilterPlan | None:
         """Plan one filter, a text or a tree; None (or empty text) means no filter.
@@ -225,10 +228,12 @@ class Planner:
         return codes, np.fromiter(map(number.__getitem__, given), np.int64, len(given))
 
     def _made_together(self, given: Sequence[str | Node | None]) -> dict[str | Node | None, None]:
-        """The distinct filters among those given, once texts of one shape have been written together."""
+        """The distinct filters among those given, once the plain texts have been written."""
         items = dict.fromkeys(given)
-        for text, code in self._shapes.codes([x for x in items if isinstance(x, str) and x not in self._codes]):
-            _keep(self._codes, text, code)
+        texts = [item for item in items if isinstance(item, str) and item not in self._codes]
+        if len(texts) >= LEAST_TEXTS:
+            for text, code in self._reader.codes(texts):
+                _keep(self._codes, text, code)
         return items
 
     def _code(self, given: str | Node | None) -> Code | None:
