@@ -39,8 +39,9 @@ inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64
     const int64_t first = all.num_queries * part / parts, count = all.num_queries * (part + 1) / parts - first;
     const int64_t* lines = probes + first * num_probes;
     Scan scan(all, first, count, PROBE_BLOCK_ROWS);
+    if (all.floors) scan.start_thresholds(all.floors, 1);
     // With filters the nearest clusters often hold too few admitted rows for a threshold.
-    const int64_t seeds = all.words ? 0 : std::min(NUM_SEEDS, num_probes);
+    const int64_t seeds = all.words || all.floors ? 0 : std::min(NUM_SEEDS, num_probes);
     if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters), scan);
     scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters), scan);
     scan.finish();

@@ -138,6 +138,8 @@ class Scoring:
         users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
         tile = make_tile(model, users, filters, self.options.allowed, excluded, num_tasks)
+        if self.scoring.combine == "union" and not self.learned and self.rules is None:
+            tile = replace(tile, together=num_tasks)  # then only the k best of a request are its results
         pool, found = self._pool(tile, num_tasks, self.depth)
         batch = _Batch(requests, users.view(count, num_tasks, dim))
         scored = self._score(pool.rows, pool.scores, batch)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from stcli.model.corpus import Admitted, Corpus, admitted_counts
-from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan
+from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, shared_floor_probes
 from stcli.model.results import Results
 from stcli.model.segment import Segment
 from stcli.model.slots import best_of_runs
 from stcli.ops.choose_probes import choose_probes
+from stcli.ops.merge_lists import merge_lists
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
@@ -57,20 +58,24 @@ class Tile:
         admitted: what the filters admit of each segment.
         filtered: bool [B], something limits what a query may get.
         excluded: rows that each query must not get, or None.
+        together: so many consecutive queries are one request, which wants the k best of all that they find: the others
+            may be left out.
     """
 
     vectors: torch.Tensor
     admitted: tuple[Admitted, ...]
     filtered: torch.Tensor
     excluded: Lines | None
+    together: int = 1
 
     def take(self, queries: torch.Tensor) -> Tile:
-        """Some of the queries, int64 [b], perhaps repeated."""
+        """Some of the queries, int64 [b], perhaps repeated; of several together all or none."""
         return Tile(
             self.vectors[queries],
             tuple(admitted.take(queries) for admitted in self.admitted),
             self.filtered[queries],
             None if self.excluded is None else self.excluded.take(queries),
+            self.together,
         )
 
 
@@ -95,6 +100,9 @@ class Search:
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
         self.admitted = admitted_counts(tile.admitted)
+        self.nearest: torch.Tensor | None = (
+            None  # clusters of all queries, int64 [B, P], where they are looked at twice
+        )
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
@@ -109,7 +117,8 @@ class Search:
         work = torch.zeros(count, dtype=torch.int64, device=device)
         if self.bounded:
             self._find_floors(routes, work)
-            slots[self.floors > -torch.inf] = FLOOR_SLOTS * options.candidates
+            self._share_floors(routes, probes, work)
+            slots[(self.floors > -torch.inf) & (routes == ROWS)] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
@@ -139,6 +148,47 @@ class Search:
             found = self._attempt(which, PROBE, int(probes.max()), self.options.candidates, work)
             self.floors[which] = found.scores[:, -1]
 
+    def _share_floors(self, routes: torch.Tensor, probes: torch.Tensor, work: torch.Tensor) -> None:
+        """Look into the nearest clusters of all queries of a request: below the k-th best of them there is no result.
+
+        The int8 score bounds the score from below, so nothing is scored again. A query that did not find k items by
+        itself gets no floor: it may have to look further.
+        """
+        model, together = self.model, self.tile.together
+        k0 = self.k if all(run.exact for run in self.runs) else self.options.candidates
+        near = shared_floor_probes(self.k, self.admitted, routes, probes, model.num_items, model.num_clusters)
+        if together == 1 or not bool(near.any()):
+            return
+        if bool(near.all()) and len(near) * int(probes.max()) <= SLOTS:
+            self.nearest = self._choose(self.queries, int(probes.max()))
+        requests = torch.nonzero(near.view(-1, together).amax(1))[:, 0]
+        for part in requests.split(max(SLOTS // (k0 * together), 1)):
+            which = (part[:, None] * together + torch.arange(together, device=part.device)).flatten()
+            queries = Quantized(self.queries.codes[which], self.queries.scales[which])
+            found = self._search_clusters(queries, which, near[which], k0, work)
+            rows = self._verified(found.rows, which)
+            low = (found.scores - self._slack(queries, which)[:, None]).masked_fill(rows < 0, -torch.inf)
+            lists = rows.view(len(part), together, k0)
+            merged = merge_lists(lists, low.view_as(lists), backend=self.backend).scores
+            floors = merged.kthvalue(merged.shape[1] - self.k + 1, 1).values.repeat_interleave(together)
+            whole = rows[:, -1] >= 0 if k0 == self.k else (rows >= 0).sum(1) >= self.k
+            self.floors[which] = torch.where(whole, floors, -torch.inf)
+
+    def _choose(self, queries: Quantized, count: int) -> torch.Tensor:
+        """The clusters nearest to some queries, int64 [b, count]."""
+        clusters = self.runs[0].index.clusters
+        return choose_probes(
+            queries, clusters.centroids, num_probes=count, reaches=clusters.reaches, backend=self.backend
+        )
+
+    def _slack(self, queries: Quantized, which: torch.Tensor) -> torch.Tensor:
+        """How far the score of any row may be from its int8 score, float32 [b]."""
+        norms, errors = self._bounds(which, queries)
+        error = torch.stack([run.index.errors.max() for run in self.runs]).max()
+        norm = torch.stack([run.index.norms.max() for run in self.runs]).max()
+        # 1 % more than bounds that are rounded up already covers the rounding of a sum of this and a score.
+        return (norms * error + errors * norm) * 1.01
+
     def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         """Search some queries once, in pieces that bound the candidate slots."""
         parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(max(SLOTS // k0, 1))]
@@ -152,7 +202,7 @@ class Search:
             found = self._search_rows(queries, which, k0)
             work[which] += self.admitted[which]
         else:
-            found = self._search_clusters(queries, which, num_probes, k0, work)
+            found = self._search_clusters(queries, which, torch.full_like(which, num_probes), k0, work)
         # With a slot for every item there is no more to find, though all slots are taken.
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         candidates = self._verified(found.rows, which)
@@ -177,22 +227,28 @@ class Search:
         return self._merged(parts, k0)
 
     def _search_clusters(
-        self, queries: Quantized, which: torch.Tensor, num_probes: int, k0: int, work: torch.Tensor
+        self, queries: Quantized, which: torch.Tensor, num_probes: torch.Tensor, k0: int, work: torch.Tensor
     ) -> Candidates:
-        """The best k0 of the admitted rows in the clusters nearest to each query."""
-        clusters = self.runs[0].index.clusters
-        probes = choose_probes(
-            queries, clusters.centroids, num_probes=num_probes, reaches=clusters.reaches, backend=self.backend
-        )
+        """The best k0 of the admitted rows in the num_probes [b] nearest clusters, none below the query's floor."""
+        most = int(num_probes.max())
+        if self.nearest is not None and self.nearest.shape[1] >= most:
+            probes = self.nearest[which, :most]
+        else:
+            probes = self._choose(queries, most)
+        unused = torch.arange(most, device=probes.device) >= num_probes[:, None]
+        probes.masked_fill_(unused, -1)
+        floors = self.floors[which]
+        floored = self.tile.together > 1 and bool((floors > -torch.inf).any())
+        least = floors - self._slack(queries, which) if floored else None
         parts = []
         for run in self.runs:
             parts.append(
                 search_clusters(
                     queries, run.index, probes, run.words, run.lines[which], k0=k0, excluded=run.excluding(which),
-                    backend=self.backend,
+                    floors=least, backend=self.backend,
                 )
             )  # fmt: skip
-            work[which] += run.index.clusters.offsets.diff()[probes].sum(1)
+            work[which] += run.index.clusters.offsets.diff()[probes].masked_fill(unused, 0).sum(1)
         return self._merged(parts, k0)
 
     def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
@@ -226,7 +282,8 @@ class Search:
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
         if route == PROBE:
-            return short & (counts < self.admitted[which])
+            floored = self.floors[which] > -torch.inf  # what a query lacks may be below its floor
+            return short & torch.where(floored, found.full, counts < self.admitted[which])
         if self.bounded:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates

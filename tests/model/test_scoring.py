@@ -64,6 +64,19 @@ def test_tasks_are_as_good_as_separate_runs_merged(model, tiny, num_tasks, way):
     assert torch.equal(results.admitted, separate[0].admitted)
 
 
+@pytest.mark.parametrize("probes", [8, 24])
+def test_a_floor_that_tasks_share_loses_nothing(model, tiny, probes):
+    """Many probes and a small k: the tasks of a request are searched above a floor, found in their nearest clusters."""
+    users, filters, k = task_users(tiny, 5), filters_of(30), 4
+    results = model(users, filters, k, probes=probes)
+    separate = [model(vectors, filters, k, probes=probes) for vectors in users.values()]
+    for query in range(30):
+        expected = merged(separate, query, k)
+        assert list(zip(results.item_ids[query].tolist(), results.scores[query].tolist(), strict=True)) == expected
+    looked_twice = results.work > sum(one.work for one in separate)
+    assert looked_twice[0::5].all()  # without a filter
+
+
 def test_every_result_is_scored_for_every_task(model, tiny):
     users, filters = task_users(tiny, 3), filters_of(30)
     results = model(users, filters, 25, exact=True)
