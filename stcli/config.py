@@ -127,6 +127,7 @@ class PackConfig:
     overarch_columns: Sequence[str] | None = None
     overarch_cache: str = "components"
     tower: str | None = None
+    allow_model_code: bool = False
     value_models: Sequence[str] = ()
     value_model_file: str | None = None
     overwrite: bool = False
@@ -155,7 +156,9 @@ class RetrieveConfig:
     task_embeddings: str | None = None
     combine: str = "union"
     candidates_column: str | None = None
+    query_item_column: str | None = None
     k_column: str | None = None
+    allow_model_code: bool = False
     overarch: str = "on"
     value_model: str | None = None
     value_model_column: str | None = None
@@ -223,6 +226,8 @@ class RetrieveConfig:
         one_of("--verify", self.verify, ("auto", "on", "off"))
         if self.candidates_column is not None and (self.audit is not None or self.min_recall is not None):
             raise InputError("--candidates-column searches nothing, so there is no recall to --audit; leave one out")
+        if self.query_item_column is not None and self.task_embeddings is not None:
+            raise InputError("--query-item-column and --task-embeddings both say what the queries are; leave one out")
         one_of("--overarch", self.overarch, ("on", "off"))
         one_of("--combine", self.combine, ("union", "intersection"))
         fraction("--max-bad-fraction", self.max_bad_fraction)

@@ -183,6 +183,7 @@ def pack_model(
             show_default=False,
         ),
     ] = None,
+    allow_model_code: opt.AllowModelCode = False,
     value_model: Annotated[
         list[str] | None,
         typer.Option(
@@ -227,6 +228,7 @@ def pack_model(
         overarch_columns=None if overarch_columns is None else opt.split(overarch_columns),
         overarch_cache=overarch_cache,
         tower=tower,
+        allow_model_code=allow_model_code,
         value_models=value_model or (),
         value_model_file=value_models,
         overwrite=overwrite,

@@ -47,6 +47,7 @@ def explain(
     task_embeddings: Annotated[
         str | None, opt.option("--task-embeddings", "Columns of the user vectors, as in retrieve.", show_default=False)
     ] = None,
+    allow_model_code: opt.AllowModelCode = False,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
@@ -69,7 +70,7 @@ def explain(
         out.summary(
             load("explain_score", None)(
                 model, queries, query, item, value_model=value_model, id_column=id_column,
-                embedding_column=embedding_column, task_embeddings=task_embeddings,
+                embedding_column=embedding_column, task_embeddings=task_embeddings, allow_model_code=allow_model_code,
             )
         )  # fmt: skip
     else:

@@ -112,6 +112,10 @@ Config = Annotated[
         show_default=False,
     ),
 ]
+AllowModelCode = Annotated[
+    bool,
+    option("--allow-model-code", "A tower that is a torch.export program may run. It is code: trust where it is from."),
+]
 Quiet = Annotated[bool, option("--quiet", "Print only errors.", "-q")]
 Verbose = Annotated[bool, option("--verbose", "Print details, and stack traces of errors.", "-v")]
 NoProgress = Annotated[bool, option("--no-progress", "No progress bars, even on a terminal.")]

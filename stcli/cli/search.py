@@ -38,12 +38,21 @@ def retrieve(
             show_default=False,
         ),
     ] = None,
+    query_item_column: Annotated[
+        str | None,
+        opt.option(
+            "--query-item-column",
+            "Query column with an item id: finds the items nearest to that item, without itself.",
+            show_default=False,
+        ),
+    ] = None,
     k_column: Annotated[
         str | None,
         opt.option(
             "--k-column", "Query column with the results of each query, 1 to --k (NULL: --k).", show_default=False
         ),
     ] = None,
+    allow_model_code: opt.AllowModelCode = False,
     value_model: Annotated[
         str | None,
         opt.option("--value-model", "Packed value model that gives the scores, by name.", show_default=False),
@@ -217,6 +226,7 @@ def retrieve(
       stcli retrieve model.safetensors queries.parquet -o r --audit 1000 --min-recall 0.95
       stcli retrieve model.safetensors queries/ -o results --target-recall 0.99 --columns user --resume
       stcli retrieve model.safetensors queries.parquet -o results --task-embeddings like=like_user,buy=buy_user
+      stcli retrieve model.safetensors items.parquet -o similar --query-item-column item_id --id-column item_id
       stcli retrieve model.safetensors queries.parquet -o ranked --candidates-column candidates --k 500
       stcli retrieve model.safetensors queries.parquet -o feed --value-model feed --max-per seller=2
     """  # noqa: D301
@@ -232,7 +242,9 @@ def retrieve(
         task_embeddings=task_embeddings,
         combine=combine,
         candidates_column=candidates_column,
+        query_item_column=query_item_column,
         k_column=k_column,
+        allow_model_code=allow_model_code,
         value_model=value_model,
         value_model_column=value_model_column,
         overarch=overarch,

@@ -17,11 +17,12 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "pack-model": {
         "Embeddings": "--embedding-dtype --embeddings --id-column --embedding-column",
-        "Scoring": "--overarch --overarch-columns --overarch-cache --tower --value-model --value-models",
+        "Scoring": "--overarch --overarch-columns --overarch-cache --tower --allow-model-code --value-model"
+        " --value-models",
         "Output": "--output --overwrite --dry-run",
     },
     "retrieve": {
-        "Input": f"{INPUT} --limit --task-embeddings --candidates-column",
+        "Input": f"{INPUT} --limit --task-embeddings --candidates-column --query-item-column --allow-model-code",
         "Filter": "--filter-column --filter --exclude-column --exclude-items --only-items --item-id-column --verify",
         "Search": "--k --k-column --target-recall --probes --exact --calibration --rescore --seed",
         "Scoring": "--overarch --value-model --value-model-column --combine --max-per --distinct-by --min-score",

@@ -321,6 +321,14 @@ class Corpus(nn.Module):
         assert found is not None
         return found
 
+    def vectors_of_items(self, rows: np.ndarray) -> torch.Tensor:
+        """Items as queries: their packed embeddings, float32 [B, D] on the CPU, of rows int64 [B]; zeros for row -1."""
+        found = torch.zeros(len(rows), self.query_dim)
+        known = torch.from_numpy(np.flatnonzero(rows >= 0))
+        if len(known):
+            found[known] = self.embeddings_of(torch.from_numpy(rows)[known]).cpu()
+        return found
+
     def rescore(self, vectors: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Scores of candidates [b, M] by the packed embeddings, for vectors float32 [b, D]; -inf in empty slots."""
 

@@ -44,6 +44,18 @@ def excluded_rows(model: Corpus, ids: pa.Array, lengths: np.ndarray) -> Excluded
     return Excluded(_lines(rows, lengths), unknown)
 
 
+def with_own(excluded: Excluded | None, own: np.ndarray) -> Excluded:
+    """Also exclude one row of each query, int64 [B]; -1 for none."""
+    if excluded is None:
+        return Excluded(_lines(own, np.ones(len(own), np.int64)), 0)
+    lines = excluded.rows
+    lengths = (lines.ends - lines.begins).numpy()
+    ends = np.cumsum(lengths)
+    places = np.repeat(lines.begins.numpy() - (ends - lengths), lengths) + np.arange(lengths.sum())
+    values = np.insert(lines.values.numpy()[places], ends, own)
+    return Excluded(_lines(values, lengths + 1), excluded.unknown)
+
+
 def distinct_rows(model: Corpus, ids: pa.Array, lengths: np.ndarray) -> tuple[Lines, np.ndarray]:
     """Map lists of ids to rows, each row of a list once.
 

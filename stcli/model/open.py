@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from stcli.model.placement import Placement
+from stcli.model.program import ProgramTower
 from stcli.model.retriever import Retriever
 from stcli.storage.artifact import open_artifact_file
 
@@ -18,6 +19,7 @@ def open_artifact(
     backend: str = "auto",
     verify: bool = False,
     placement: Placement | None = None,
+    allow_model_code: bool = False,
 ) -> Retriever:
     """Open an artifact made by `pack_model`; its tensors are mapped and load when they are touched.
 
@@ -27,6 +29,8 @@ def open_artifact(
         backend: see `ops/dispatch.py`.
         verify: check the hash of every tensor first.
         placement: which tensors go to the GPU, see `stcli.model.placement`; None: all but ids and exact terms.
+        allow_model_code: a tower that is a `torch.export` program may run. It is code: allow it only from where you
+            would install a package.
 
     Returns:
         A `Retriever`, ready to be called.
@@ -35,6 +39,8 @@ def open_artifact(
         FormatError: not an artifact, truncated, edited or of another version.
     """
     retriever = Retriever(open_artifact_file(Path(path), verify), backend)
+    if isinstance(retriever.tower, ProgramTower):
+        retriever.tower.allowed = allow_model_code
     if placement is not None:
         retriever.place(torch.device(device), placement)
         return retriever.eval()

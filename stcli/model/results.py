@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,7 +30,7 @@ class Results:
             plain queries, whose score it is.
         task_matrix: float32 [B, T, K], score of each result for each task, or None for plain queries.
         tasks: the names of the tasks.
-        missing: int64 [B], given candidates that are no item; None if none were given.
+        missing: int64 [B], given candidates and query items that are no item; None if none were given.
         scored: int64 [B], candidates among which the results were chosen; None for plain queries.
     """
 
@@ -84,6 +84,21 @@ class Results:
         """Item ids of all results one after another, and int64 offsets [B + 1]."""
         rows, offsets = self.flat_rows()
         return self.ids.take(rows), offsets
+
+
+def without(results: Results, empty: torch.Tensor) -> Results:
+    """The results with none for some queries, bool [B], which count as one missing item each."""
+    none = empty[:, None]
+    tasks = results.task_matrix
+    return replace(
+        results,
+        rows=results.rows.masked_fill(none, -1),
+        score_matrix=results.score_matrix.masked_fill(none, -torch.inf),
+        counts=results.counts.masked_fill(empty, 0),
+        ann_scores=None if results.ann_scores is None else results.ann_scores.masked_fill(none, -torch.inf),
+        task_matrix=None if tasks is None else tasks.masked_fill(none[:, :, None], -torch.inf),
+        missing=empty.long() if results.missing is None else results.missing + empty,
+    )
 
 
 def concatenate(parts: list[Results], ids: ItemIds, k: int) -> Results:

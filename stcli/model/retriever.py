@@ -17,7 +17,7 @@ from stcli.model.corpus import Corpus
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
-from stcli.model.results import Results
+from stcli.model.results import Results, without
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring
 from stcli.model.tiles import search
@@ -93,6 +93,33 @@ class Retriever(Corpus):
         barred = None if excluded is None else excluded.rows
         requests = Requests(users, source, tasks, barred, given, missing, values)
         return Scoring(self, options, scoring, tasks).run(requests)
+
+    def similar(
+        self,
+        items: Sequence[Any],
+        filters: Sequence[str | Node | None] | FilterSource | str | None = None,
+        k: int = 100,
+        *,
+        exclude: Sequence[Sequence[Any] | None] | None = None,
+        **more: Any,
+    ) -> Results:
+        """Retrieve the items nearest to each of some items, by their packed embeddings, without these themselves.
+
+        Args:
+            items: ids. One that is no item gets no results and is counted in `missing`.
+            filters, k, exclude: as in a call of the model.
+            more: its other arguments.
+
+        Raises:
+            InputError: as a call of the model; or no embeddings are packed.
+        """
+        if not self.has_embeddings:
+            raise InputError("similar: the artifact holds no embeddings; pack it with --embedding-dtype float16")
+        given, _ = self._lists("items", [[item] for item in items], len(items))
+        rows = self.lookup.rows_of(given)
+        barred = [[item, *(ids or ())] for item, ids in zip(items, exclude or [None] * len(items), strict=True)]
+        found = self(self.vectors_of_items(rows), filters, k, exclude=barred, **more)
+        return without(found, torch.from_numpy(rows < 0))
 
     def _users(self, queries: Any) -> torch.Tensor:
         """User vectors float32 [B, T, D], checked."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from stcli.model.history import History
 from stcli.model.layers import Weights
 from stcli.model.mlp import ACTIVATION
+from stcli.model.program import CODE, ProgramTower
 from stcli.model.tower_config import TowerConfig, parse_tower
 from stcli.ops.hstu_attention import hstu_attention, time_buckets
 from stcli.ops.tiles import TILE_ROWS, in_tiles
@@ -31,21 +32,6 @@ EVENTS = 1 << 14
 
 EPSILON = 1e-6
 """Added to the variance in layer norms, as in the public code of HSTU."""
-
-
-@dataclass(frozen=True)
-class History:
-    """Events of B requests, oldest first.
-
-    Attributes:
-        items: float32 [S, D], the embeddings of their items.
-        offsets: int64 [B + 1], ascending, first 0, last S.
-        times: int64 [S], seconds, or None for a tower that does not read them.
-    """
-
-    items: torch.Tensor
-    offsets: torch.Tensor
-    times: torch.Tensor | None = None
 
 
 class Tower(nn.Module):
@@ -159,7 +145,7 @@ def _layer_norm(values: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(values, values.shape[1:], eps=EPSILON)
 
 
-def load_tower(entry: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]) -> Tower | None:
+def load_tower(entry: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]) -> Tower | ProgramTower | None:
     """The tower of an artifact.
 
     Args:
@@ -167,10 +153,12 @@ def load_tower(entry: Mapping[str, Any] | None, arrays: Mapping[str, np.ndarray]
         arrays: of the artifact.
 
     Returns:
-        The tower; None where user vectors stand in the query table.
+        The tower; None where user vectors stand in the query table. A program is not read before it is allowed.
     """
     if entry is None:
         return None
     config = parse_tower(entry["config"], "the artifact's tower")
+    if config.program is not None:
+        return ProgramTower(config, arrays[PREFIX + CODE], entry["program_sha256"])
     weights = {name: torch.from_numpy(np.array(arrays[PREFIX + name])) for name in config.shapes()}
     return Tower(config, weights)

@@ -7,9 +7,9 @@ from its columns. A config of the kind `hstu`, with its defaults but for `column
      "qk_dim": 32, "v_dim": 32, "time_buckets": 128, "columns": [{"name": "ctx__hour", "kind": "number"}],
      "hidden": [], "activation": "silu", "head": true, "normalize": false, "weights": "tower.safetensors"}
 
-`mean_pool` has `max_history` of these, `mlp` reads columns only. `dim` is that of the embeddings that are searched; a
-tower with `tasks` gives a vector for each. `head` is the layers behind the history: without them its state is the
-vector.
+`mean_pool` has `max_history` of these, `mlp` reads columns only; for `program` see TOWERS.md. `dim` is that of the
+embeddings that are searched; a tower with `tasks` gives a vector for each. `head` is the layers behind the history:
+without them its state is the vector.
 Weights are `[outputs, inputs]` as in `torch.nn.Linear`, named as `TowerConfig.shapes` lists them.
 """
 
@@ -31,9 +31,11 @@ from stcli.model.config_fields import (
     read_columns,
 )
 
-KINDS = ("mlp", "mean_pool", "hstu")
+KINDS = ("mlp", "mean_pool", "hstu", "program")
 MAX_HISTORY = 4096
 """Most events of a history that a tower reads."""
+MAX_BATCH = 4096
+"""Most requests that a program is called with."""
 MAX_BUCKETS = 128
 """Most buckets of time differences: the last one begins at e^38 seconds."""
 
@@ -58,6 +60,19 @@ class Hstu:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A `torch.export` program.
+
+    Attributes:
+        batch: requests that it is called with.
+        times: it reads when events were.
+    """
+
+    batch: int
+    times: bool
+
+
+@dataclass(frozen=True)
 class TowerConfig:
     """A tower.
 
@@ -72,6 +87,7 @@ class TowerConfig:
         normalize: vectors are made 1 long.
         max_history: the last events of a history that are read; 0 for the kind `mlp`.
         hstu: of that kind, or None.
+        program: of that kind, or None.
     """
 
     kind: str
@@ -84,6 +100,7 @@ class TowerConfig:
     normalize: bool
     max_history: int
     hstu: Hstu | None
+    program: Program | None = None
 
     @property
     def state_dim(self) -> int:
@@ -93,7 +110,7 @@ class TowerConfig:
     @property
     def reads_times(self) -> bool:
         """The tower reads when the events of a history were."""
-        return self.hstu is not None and self.hstu.time_buckets > 0
+        return self.program.times if self.program else self.hstu is not None and self.hstu.time_buckets > 0
 
     @property
     def head_widths(self) -> list[int]:
@@ -102,7 +119,9 @@ class TowerConfig:
         return [self.state_dim + features, *self.hidden, self.dim * max(len(self.tasks), 1)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The name and shape of every weight."""
+        """The name and shape of every weight; a program has its own."""
+        if self.program is not None:
+            return {}
         found = column_shapes(self.columns)
         if self.hstu is not None:
             hstu = self.hstu
@@ -133,12 +152,16 @@ def parse_tower(config: Mapping[str, Any], where: str) -> TowerConfig:
     """
     fields = Fields(config, where)
     kind, dim = fields.word("kind", KINDS), fields.whole("dim", 1, MAX_WIDTH)
+    tasks = fields.names("tasks") if config.get("tasks") else tuple(fields.list("tasks", []))
+    columns = read_columns(fields)
+    if kind == "program":
+        return _program(fields, dim, tasks, columns)
     fields.text("weights", "")
     found = TowerConfig(
         kind,
         dim,
-        fields.names("tasks") if config.get("tasks") else tuple(fields.list("tasks", [])),
-        read_columns(fields),
+        tasks,
+        columns,
         fields.widths("hidden"),
         fields.word("activation", ACTIVATIONS, "silu"),
         fields.flag("head", True),
@@ -155,6 +178,22 @@ def parse_tower(config: Mapping[str, Any], where: str) -> TowerConfig:
             "'width' must be 'dim'"
         )
     return found
+
+
+def _program(fields: Fields, dim: int, tasks: tuple[str, ...], columns: tuple[Column, ...]) -> TowerConfig:
+    fields.text("program", "")
+    history = fields.whole("max_history", 0, MAX_HISTORY, 0)
+    program = Program(fields.whole("batch", 1, MAX_BATCH, 256), fields.flag("times", False))
+    fields.finish()
+    if not history and (program.times or not columns):
+        raise InputError(f"{fields.where}: reads no history, so it needs 'columns', and 'times' must be false")
+    wide = [column.name for column in columns if column.dim != 1]
+    if wide:
+        raise InputError(
+            f"{fields.where}: column {wide[0]!r} has a 'dim' above 1; a program gets a category as its number, so "
+            "expected 1"
+        )
+    return TowerConfig("program", dim, tasks, columns, (), "silu", False, False, history, None, program)
 
 
 def _hstu(fields: Fields, dim: int) -> Hstu:

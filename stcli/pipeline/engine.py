@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from stcli.errors import InputError, nearest
 from stcli.model.planner import ROUTES, SearchOptions
-from stcli.model.results import Results
+from stcli.model.results import Results, without
 from stcli.model.retriever import Retriever
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring, scored_tasks
@@ -82,6 +83,8 @@ class Engine:
     model: Retriever = field(init=False)
     kept: KeptColumns = field(init=False)
     ranks: bool = field(init=False)
+    misses: bool = field(init=False)
+    id_name: str = field(init=False)
     plain: bool = field(init=False)
     tasks: tuple[str, ...] = field(init=False)
     calibrated_k: int = field(init=False)
@@ -96,14 +99,17 @@ class Engine:
                     f"{nearest(name, self.kept.schema.names)} (build-index --keep-columns)"
                 )
         self.ranks = self.reader.candidates_column is not None
+        self.misses = self.ranks or self.reader.item_column is not None
         given = self.reader.tasks
         self.plain = not self.ranks and not needs_scoring(self.model, self.scoring, given)
         self.tasks = () if self.plain else scored_tasks(self.model, self.scoring, given)
         self.calibrated_k = calibrated_k(self.model, self.options.k, self.scoring)
         if not self.plain:
             Scoring(self.model, self.options, self.scoring, given)  # says what it lacks before anything is written
-        taken = [self.reader.id_column, *self.columns, "item_id", "score", "status", *self.item_columns]
-        taken += self._score_columns + ["missing"] * self.ranks
+        # Where the item table is the query table, the results have the name.
+        self.id_name = "query_id" if self.reader.id_column == "item_id" else self.reader.id_column
+        taken = [self.id_name, *self.columns, "item_id", "score", "status", *self.item_columns]
+        taken += self._score_columns + ["missing"] * self.misses
         taken += EXPLAINED if self.explain else ()
         twice = sorted({name for name in taken if taken.count(name) > 1})
         if twice:
@@ -123,13 +129,13 @@ class Engine:
         """Schema of the result batches."""
         source = self.query_schema
         nest = (lambda kind: kind) if self.explode else pa.list_
-        fields = [source.field(name) for name in (self.reader.id_column, *self.columns)]
+        fields = [source.field(self.reader.id_column).with_name(self.id_name), *map(source.field, self.columns)]
         fields.append(pa.field("item_id", nest(pa.string() if self.model.ids.is_string else pa.int64())))
         if self.score_type is not None:
             fields += [pa.field(name, nest(self.score_type)) for name in ("score", *self._score_columns)]
         fields += [pa.field(name, nest(self.kept.schema.field(name).type)) for name in self.item_columns]
         fields.append(pa.field("status", pa.string()))
-        if self.ranks:
+        if self.misses:
             fields.append(pa.field("missing", pa.int64()))
         if self.explain:
             fields.append(pa.field("route", pa.string()))
@@ -146,6 +152,8 @@ class Engine:
         queries = self.reader.read(batch)
         self.reject(row, queries.bad, queries.ids)
         results = self._results(queries)
+        if queries.no_item is not None:
+            results = without(results, torch.from_numpy(queries.no_item))
         self.counts.unknown_values += queries.requests.filters.unknown_values()
         self.counts.unknown_events += queries.unknown_events
         self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
@@ -168,6 +176,7 @@ class Engine:
         missing = np.zeros(batch.num_rows, np.int64)
         if results.missing is not None:
             missing[usable] = results.missing.numpy()
+        if self.ranks:
             most = np.minimum(most, results.work.numpy() + missing[usable])
         if self.min_score is not None:
             valid &= scores >= self.min_score
@@ -191,7 +200,10 @@ class Engine:
             lists |= {name: self._scores(matrix[valid]) for name, matrix in self._matrices(results).items()}
         for name in self.item_columns:
             lists[name] = self.kept.take(name, flat)
-        plain = {name: batch.column(name) for name in (self.reader.id_column, *self.columns)} | {
+        plain = {
+            self.id_name: batch.column(self.reader.id_column),
+            **{name: batch.column(name) for name in self.columns},
+        } | {
             "status": pa.array(status, pa.string()),
             "missing": pa.array(missing),
         }

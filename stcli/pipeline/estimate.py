@@ -64,10 +64,20 @@ def estimate_build(table: Table, clusters: int | None, build: Callable[[Table, P
     }
 
 
-def estimate_pack(manifest: Mapping[str, Any], dtype: str, dim: int) -> dict[str, Any]:
-    """Bytes and seconds of packing an index with embeddings of `dim` dimensions; learned layers are not counted."""
+def estimate_pack(
+    manifest: Mapping[str, Any], dtype: str, dim: int, learned: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Bytes and seconds of packing an index with embeddings of `dim` dimensions.
+
+    Args:
+        manifest: of the index.
+        dtype, dim: of the packed embeddings.
+        learned: arrays of tower and OverArch, as a manifest describes them; writing them is in the seconds, computing
+            them is not.
+    """
     num_items = int(manifest["num_items"])
     arrays: dict[str, Any] = {name: entry for name, entry in manifest["arrays"].items() if name != "embeddings"}
+    arrays |= learned
     if dtype != "none":
         arrays["embedding_values"] = {"dtype": dtype, "shape": [num_items, dim]}
         if dtype == "float16":

@@ -38,6 +38,7 @@ def explain_score(
     id_column: str = "query_id",
     embedding_column: str = "embedding",
     task_embeddings: str | None = None,
+    allow_model_code: bool = False,
 ) -> dict[str, Any]:
     """Score one item for one request, and tell how.
 
@@ -48,6 +49,7 @@ def explain_score(
         item: id of an item.
         value_model: name of a packed value model; None: the best task score.
         id_column, embedding_column, task_embeddings: as in `stcli.config.RetrieveConfig`.
+        allow_model_code: see `stcli.open_artifact`.
 
     Returns:
         The score that `retrieve` gives, the score of each task, the columns that the value model reads, and `parts`:
@@ -56,7 +58,7 @@ def explain_score(
     Raises:
         InputError: there is no such request, item, value model or column, or the row of the request cannot be used.
     """
-    opened = open_artifact(model)
+    opened = open_artifact(model, allow_model_code=allow_model_code)
     table = open_table(queries)
     vectors = task_columns(table, task_embeddings, embedding_column)
     tower = user_tower(opened, table, vectors, embedding_column)

@@ -18,7 +18,7 @@ from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.estimate import estimate_pack
-from stcli.pipeline.pack_overarch import pack_overarch
+from stcli.pipeline.pack_overarch import Chunks, pack_overarch
 from stcli.pipeline.pack_tower import pack_tower, tower_summary
 from stcli.pipeline.value_models import given_value_models, pack_value_models
 from stcli.pipeline.wide import join_by_id, wide_dimensions
@@ -72,11 +72,11 @@ def pack_model(
     opened = open_index(Path(index))
     manifest, arrays = opened.manifest, dict(opened.arrays)
     source = arrays.pop("embeddings")
+    kept = KeptColumns(arrays.get("columns"))
     if config.dry_run:
         wide_dim = int(source.shape[1]) if config.embeddings is None else wide_dimensions(config)
-        found = estimate_pack(manifest, config.embedding_dtype, wide_dim)
-        return {"command": "pack-model", "dry_run": True, "version": __version__, "options": asdict(config), **found}
-    kept = KeptColumns(arrays.get("columns"))
+        told = {"command": "pack-model", "dry_run": True, "version": __version__, "options": asdict(config)}
+        return told | _estimate(config, manifest, wide_dim, kept)
     value_models = pack_value_models(formulas, _tasks(config.overarch), kept)
     with atomic.new_file(path, config.overwrite) as partial:
         wide = source
@@ -85,8 +85,9 @@ def pack_model(
         packed = _pack_embeddings(wide, config.embedding_dtype, progress)
         if wide is source and packed:
             packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
-        overarch, learned = _pack_overarch(config, wide, packed.get("embedding_exponents"), kept)
-        tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0)
+        chunks = _packed_chunks(wide, packed.get("embedding_exponents"))
+        overarch, learned = _pack_overarch(config, chunks, len(wide), int(wide.shape[1]), kept)
+        tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0, config.allow_model_code)
         body = {
             **{key: manifest[key] for key in (*INDEX_KEYS, "item_tower") if key in manifest},
             "tool_version": __version__,
@@ -146,12 +147,8 @@ def _pack_embeddings(source: np.ndarray, dtype: str, progress: Progress) -> dict
     return {"embedding_values": values} | ({"embedding_exponents": exponents} if exponents is not None else {})
 
 
-def _pack_overarch(
-    config: PackConfig, source: np.ndarray, exponents: np.ndarray | LazyArray | None, kept: KeptColumns
-) -> tuple[dict[str, Any] | None, dict[str, np.ndarray | LazyArray]]:
-    """Manifest entry and arrays of `--overarch`, over the embeddings as they are packed."""
-    if config.overarch is None:
-        return None, {}
+def _packed_chunks(source: np.ndarray, exponents: np.ndarray | LazyArray | None) -> Chunks:
+    """The embeddings as they are packed."""
 
     def embeddings() -> Iterator[tuple[slice, torch.Tensor]]:
         for part, rows in _chunks(source):
@@ -161,14 +158,17 @@ def _pack_overarch(
             else:
                 yield part, rows.float()
 
+    return embeddings
+
+
+def _pack_overarch(
+    config: PackConfig, chunks: Chunks, num_items: int, dim: int, kept: KeptColumns
+) -> tuple[dict[str, Any] | None, dict[str, np.ndarray | LazyArray]]:
+    """Manifest entry and arrays of `--overarch`, over the embeddings as they are packed."""
+    if config.overarch is None:
+        return None, {}
     entry, arrays = pack_overarch(
-        Path(config.overarch),
-        embeddings,
-        int(source.shape[0]),
-        int(source.shape[1]),
-        kept,
-        config.overarch_columns,
-        config.overarch_cache,
+        Path(config.overarch), chunks, num_items, dim, kept, config.overarch_columns, config.overarch_cache
     )
     if config.embedding_dtype == "none" and entry.get("cache") == "none":
         raise InputError(
@@ -176,6 +176,18 @@ def _pack_overarch(
             "out; pack them, or a mol OverArch with --overarch-cache components"
         )
     return entry, arrays
+
+
+def _estimate(config: PackConfig, manifest: dict[str, Any], dim: int, kept: KeptColumns) -> dict[str, Any]:
+    """What `--dry-run` tells: the arrays of learned layers are described, not computed."""
+    packed = dim if config.embedding_dtype != "none" else 0
+    overarch, learned = _pack_overarch(config, lambda: iter(()), int(manifest["num_items"]), dim, kept)
+    _, layers = pack_tower(config.tower, packed, config.allow_model_code)
+    described = {
+        name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in (learned | layers).items()
+    }
+    found = estimate_pack(manifest, config.embedding_dtype, dim, described)
+    return found | {"overarch": overarch_summary({"overarch": overarch})}
 
 
 def _chunks(source: np.ndarray) -> Iterator[tuple[slice, torch.Tensor]]:

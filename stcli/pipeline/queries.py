@@ -15,7 +15,8 @@ from stcli.filters.bind import TemplatePlan
 from stcli.filters.source import BoundFilters, FilterSource, GivenFilters
 from stcli.filters.template import Template
 from stcli.formulas.value_model import ValueModel
-from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
+from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows, with_own
+from stcli.model.program import ProgramTower
 from stcli.model.requests import Requests
 from stcli.model.retriever import Retriever
 from stcli.pipeline.columns import formula_kind, formula_values
@@ -39,6 +40,8 @@ class QueryBatch:
         requests: the usable rows.
         lists: items they must not get, or None.
         limits: int64 [B], results that each may get, or None for the k of the run.
+        no_item: bool [B], the item that a query names is not in the index, so that it gets nothing; None if the queries
+            are no items.
         unknown_events: events of histories whose item is not in the index.
     """
 
@@ -49,6 +52,7 @@ class QueryBatch:
     lists: Excluded | None
     limits: np.ndarray | None = None
     unknown_events: int = 0
+    no_item: np.ndarray | None = None
 
     @property
     def vectors(self) -> torch.Tensor:
@@ -90,6 +94,7 @@ class QueryReader:
         values: value models that requests may choose from.
         value_model_column: column with the name of the value model of a request, or None for the first one.
         default_value: number of the value model where that column is null, -1 for none.
+        item_column: column with the item whose embedding is the query, and which it does not get; or None.
     """
 
     model: Retriever
@@ -106,6 +111,7 @@ class QueryReader:
     values: Sequence[ValueModel] = ()
     value_model_column: str | None = None
     default_value: int = -1
+    item_column: str | None = None
     plan: TemplatePlan | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -121,6 +127,7 @@ class QueryReader:
         ]  # fmt: skip
         given = [name for name in named if name]
         read = self.tower.columns if self.tower else self.embedding_columns
+        read = [*read, self.item_column] if self.item_column else read
         return [self.id_column, *read, *given, *self.value_columns, *placeholders]
 
     @property
@@ -130,8 +137,8 @@ class QueryReader:
 
     @property
     def embedding_columns(self) -> list[str]:
-        """The columns of user vectors; none with a tower."""
-        if self.tower:
+        """The columns of user vectors; none with a tower, or where queries are items."""
+        if self.tower or self.item_column:
             return []
         return list(self.task_columns.values()) or [self.embedding_column]
 
@@ -177,6 +184,20 @@ class QueryReader:
             kind = table.column_type(given, option) if given else pa.list_(pa.int64())
             if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
                 raise InputError(f"{name}: column {given!r} is {kind}; {option} expects a list of item ids")
+        if self.item_column:
+            kind = table.column_type(self.item_column, "--query-item-column")
+            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if text != self.model.ids.is_string or not (text or pa.types.is_integer(kind)):
+                expected = "strings" if self.model.ids.is_string else "integers"
+                raise InputError(
+                    f"{name}: column {self.item_column!r} is {kind}; --query-item-column expects item ids, {expected} "
+                    "as in the item table"
+                )
+            if not self.model.has_embeddings:
+                raise InputError(
+                    "the artifact holds no embeddings, so an item cannot be a query; pack it with --embedding-dtype "
+                    "float16"
+                )
         if self.k_column:
             kind = table.column_type(self.k_column, "--k-column")
             if not pa.types.is_integer(kind):
@@ -199,7 +220,14 @@ class QueryReader:
         """Read one batch of query rows."""
         bad = BadRows.none(batch.num_rows)
         ids = read_ids(batch.column(self.id_column), bad, self.id_column)
-        users, unknown = self.tower.read(batch, bad) if self.tower else (self._users(batch, bad), 0)
+        items, unknown = None, 0
+        if self.item_column:
+            items = self.model.lookup.rows_of(batch.column(self.item_column))
+            users = self.model.vectors_of_items(items)[:, None].numpy()
+        elif self.tower:
+            users, unknown = self.tower.read(batch, bad)
+        else:
+            users = self._users(batch, bad)
         limits = self._limits(batch, bad)
         chosen = self._value_models(batch, bad)
         texts = self._texts(batch)
@@ -212,7 +240,7 @@ class QueryReader:
         usable = np.flatnonzero(~bad.bad)
         if len(usable) < batch.num_rows:
             batch, users, limits = batch.take(pa.array(usable)), users[usable], limits[usable]
-            chosen = chosen[usable]
+            chosen, items = chosen[usable], None if items is None else items[usable]
             texts = [texts[query] for query in usable.tolist()]
             bound = self._bound(batch)
         filters: FilterSource = GivenFilters(self.model.planner, texts)
@@ -221,11 +249,14 @@ class QueryReader:
         tensor = torch.from_numpy(np.require(users, requirements="W"))  # Arrow's memory is read-only
         candidates, missing = self._candidates(batch)
         lists = self._excluded(batch)
+        if items is not None:
+            lists = with_own(lists, items)
         excluded = lists.rows if lists is not None else None
         values = {name: formula_values(batch.column(name)) for name in self.value_columns}
         models = torch.from_numpy(chosen) if self.value_model_column else None
         requests = Requests(tensor, filters, self.tasks, excluded, candidates, missing, values, models)
-        return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None, unknown)
+        no_item = None if items is None else items < 0
+        return QueryBatch(ids, bad, usable, requests, lists, limits if self.k_column else None, unknown, no_item)
 
     def _users(self, batch: pa.RecordBatch, bad: BadRows) -> np.ndarray:
         """User vectors of each task, float32 [rows, T, D]."""
@@ -293,6 +324,8 @@ def user_tower(model: Retriever, table: Table, vectors: Mapping[str, str], embed
     """The tower of the artifact, unless the table has user vectors: those go first."""
     if model.tower is None or vectors or embedding_column in table.schema.names:
         return None
+    if isinstance(model.tower, ProgramTower):
+        model.tower.load()  # says at once if it must not run
     return UserTower(model, model.tower)
 
 

@@ -46,7 +46,8 @@ PAPER_PROBES = 24
 """Clusters that the SilverTorch paper probes in production (arXiv 2511.14881, section on evaluation)."""
 
 RESULT_OPTIONS = (
-    "id_column", "embedding_column", "task_embeddings", "combine", "candidates_column", "k_column", "overarch",
+    "id_column", "embedding_column", "task_embeddings", "combine", "candidates_column", "query_item_column", "k_column",
+    "overarch",
     "value_model", "value_model_column", "max_per", "distinct_by", "filter_column",
     "filter", "exclude_column", "columns", "item_columns", "k",
     "probes", "exact", "target_recall", "rescore", "verify", "min_score", "limit", "explode", "explain", "score_dtype",
@@ -124,19 +125,23 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
     limit_threads(config.threads)
     limit = limit_arrow(config.memory_limit)
     placement = place_artifact(job.model, device, config)
-    opened = open_artifact(job.model, device=device, backend=config.backend, placement=placement)
+    opened = open_artifact(
+        job.model, device=device, backend=config.backend, placement=placement, allow_model_code=config.allow_model_code
+    )
     if placement is None:
         opened.words_bytes = min(opened.words_bytes, limit // 4)
     table = open_table(job.queries)
-    vectors = task_columns(table, config.task_embeddings, config.embedding_column)
-    tower = user_tower(opened, table, vectors, config.embedding_column)
+    vectors, tower = {}, None
+    if config.query_item_column is None:
+        vectors = task_columns(table, config.task_embeddings, config.embedding_column)
+        tower = user_tower(opened, table, vectors, config.embedding_column)
     tasks = tower.tasks if tower else tuple(vectors)
     scoring = run_scoring(opened, config, tasks, table.schema.names)
     reader = QueryReader(
         opened, config.id_column, config.embedding_column, config.filter_column, config.filter, config.exclude_column,
         vectors, config.candidates_column, config.k_column, config.k,
         tower, scoring.values, config.value_model_column,
-        -1 if config.value_model is None else 0,
+        -1 if config.value_model is None else 0, config.query_item_column,
     )  # fmt: skip
     table.check_same([*reader.columns, *config.columns])
     reader.check(table)
@@ -276,7 +281,9 @@ class Run:
         if counts.unknown_values:
             self.warnings.append(f"{counts.unknown_values} filter values do not occur in the index and match nothing")
         if counts.missing:
-            self.warnings.append(f"{counts.missing} candidates are no items of the index")
+            named = {"candidates": self.reader.candidates_column, "query items": self.reader.item_column}
+            what = " and ".join(name for name, column in named.items() if column is not None)
+            self.warnings.append(f"{counts.missing} {what} are no items of the index")
         if counts.unknown_events:
             self.warnings.append(f"{counts.unknown_events} events of histories have items that are not in the index")
         if counts.unknown_excluded:

@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError
+from stcli.model.history import History
+from stcli.model.program import ProgramTower
 from stcli.model.retriever import Retriever
-from stcli.model.tower import EVENTS, History, Tower
+from stcli.model.tower import EVENTS, Tower
 from stcli.pipeline.features import check_column, column_numbers
 from stcli.storage.columns import BadRows
 from stcli.storage.parquet import Table
@@ -35,7 +37,7 @@ class UserTower:
     """
 
     model: Retriever
-    tower: Tower
+    tower: Tower | ProgramTower
 
     @property
     def tasks(self) -> tuple[str, ...]:

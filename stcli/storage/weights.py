@@ -23,6 +23,9 @@ MAX_CONFIG_BYTES = 1 << 24
 MAX_HEADER_BYTES = 1 << 24
 WAY_OUT = "save the weights with safetensors.torch.save_file(model.state_dict(), PATH) instead"
 
+EXPORTED = "a torch.export program (.pt2)"
+MAX_PROGRAM_BYTES = 1 << 31
+
 DTYPES = ("F16", "BF16", "F32", "F64")
 PEEK_BYTES = 1 << 16
 
@@ -66,10 +69,31 @@ def weights_beside(config_path: Path, config: Mapping[str, Any]) -> Path:
     Raises:
         InputError: `weights` is not a plain file name.
     """
-    name = config.get("weights", config_path.with_suffix(".safetensors").name)
+    return _beside(config_path, config, "weights", ".safetensors")
+
+
+def _beside(config_path: Path, config: Mapping[str, Any], key: str, suffix: str) -> Path:
+    name = config.get(key, config_path.with_suffix(suffix).name)
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-        raise InputError(f"{config_path}: 'weights' is {name!r}; expected the name of a file in the same folder")
+        raise InputError(f"{config_path}: {key!r} is {name!r}; expected the name of a file in the same folder")
     return config_path.with_name(name)
+
+
+def read_program(config_path: Path, config: Mapping[str, Any]) -> bytes:
+    """The bytes of the `torch.export` program of a config: its key `program`, or else its own name with `.pt2`.
+
+    Nothing of it is run; who loads it runs it.
+
+    Raises:
+        InputError: not there, too large, or anything but a `torch.export` program.
+    """
+    path = _beside(config_path, config, "program", ".pt2")
+    kind = _kind_of(path)
+    if kind != EXPORTED:
+        raise InputError(f"{path}: is {kind or 'no zip archive'}; expected {EXPORTED}, written by torch.export.save")
+    if path.stat().st_size > MAX_PROGRAM_BYTES:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes, a program at most {MAX_PROGRAM_BYTES:,}")
+    return path.read_bytes()
 
 
 def read_weights(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -149,15 +173,20 @@ def refuse_code(path: Path) -> None:
     Raises:
         InputError: not a file; a pickle, TorchScript, a `torch.export` program, a shared library or another archive.
     """
+    kind = _kind_of(path)
+    if kind is not None:
+        raise InputError(f"{path}: is {kind}, which can run code when it is read; {WAY_OUT}")
+
+
+def _kind_of(path: Path) -> str | None:
+    """What a file is that could run code, or None for any other file."""
     if not path.is_file():
         raise InputError(f"{path}: is {'a directory' if path.is_dir() else 'not there'}; expected a file")
     with path.open("rb") as file:
         head = file.read(PEEK_BYTES)
         file.seek(max(0, os.fstat(file.fileno()).st_size - PEEK_BYTES))
         tail = file.read(PEEK_BYTES)
-    kind = _code_kind(head, tail)
-    if kind is not None:
-        raise InputError(f"{path}: is {kind}, which can run code when it is read; {WAY_OUT}")
+    return _code_kind(head, tail)
 
 
 def _code_kind(head: bytes, tail: bytes) -> str | None:
@@ -171,8 +200,8 @@ def _code_kind(head: bytes, tail: bytes) -> str | None:
     # The directory of a zip archive stands at its end, so that its names are found without unpacking anything.
     marks = {
         b"aotinductor": "an AOTInductor package (.pt2)",
-        b"archive_format": "a torch.export program (.pt2)",
-        b"serialized_exported_program": "a torch.export program (.pt2)",
+        b"archive_format": EXPORTED,
+        b"serialized_exported_program": EXPORTED,
         b"/constants.pkl": "a TorchScript program",
         b"/data.pkl": "a pickle (torch.save)",
     }

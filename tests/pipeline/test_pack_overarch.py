@@ -61,6 +61,18 @@ def item_inputs(tiny, weights, dtype: str) -> dict[int, np.ndarray]:
 TOLERANCE = {"components": 0.05, "int8": 0.3, "none": 2e-3}
 
 
+@pytest.mark.parametrize("cache", ["components", "int8", "none"])
+def test_a_dry_run_tells_the_bytes_of_the_cache(cache, tiny, index, tmp_path):
+    """Components: 2 x 8 float16 and 6 gates float16 an item; int8: 16 codes, 2 scales, the gates; none: 4 features."""
+    options = {"overarch": str(write(tmp_path, MOL)), "overarch_cache": cache}
+    told = stcli.pack_model(index, tmp_path / "m.safetensors", dry_run=True, **options)
+    assert not (tmp_path / "m.safetensors").exists()
+    made = stcli.pack_model(index, tmp_path / "m.safetensors", **options)
+    assert told["bytes"] == made["bytes"]
+    assert told["overarch"] == made["overarch"]
+    assert told["overarch"]["bytes_per_item"] == {"components": 44, "int8": 36, "none": 16}[cache]
+
+
 @pytest.mark.parametrize("raw", [MOL, MLP], ids=["mol", "mlp"])
 @pytest.mark.parametrize("cache", ["components", "int8", "none"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
