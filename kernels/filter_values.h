@@ -13,7 +13,7 @@
 
 namespace stcli {
 
-// A feature as stcli/ops/read_filters.py passes it, eleven int64 numbers.
+// A feature as stcli/filters/texts.py passes it, eleven int64 numbers.
 struct FilterFeature {
   enum Type : int64_t { STRING, INTEGER, FLOAT, BOOLEAN, DATE, TIMESTAMP };
   Type type;
