@@ -120,7 +120,8 @@ def run_sanitizer(record: Record) -> None:
 
 def run(command: list[str], seconds: float) -> tuple[str, int]:
     """Output and exit code of a command in the checkout; 124 where its time ran out."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    # Plugins that happen to be installed are no part of the tests, and a warning of one would fail them all.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds, check=False

@@ -217,10 +217,16 @@ class _CupyLauncher:
     ) -> None:
         device = next(item.device for item in arguments if isinstance(item, torch.Tensor))
         index = device.index if device.index is not None else torch.cuda.current_device()
-        stream = torch.cuda.current_stream(index).cuda_stream
-        with self.cupy.cuda.Device(index), self.cupy.cuda.ExternalStream(stream, index):
+        with self.cupy.cuda.Device(index), self._current_stream(index):
             function = self._function(index, source, kernel, shared_bytes)
             function(grid, (threads, 1, 1), tuple(map(_passed, arguments)), shared_mem=shared_bytes)
+
+    def _current_stream(self, index: int) -> Any:
+        """Torch's current stream of a device, as CuPy wants it: version 14 warns of the class that 13 has for it."""
+        pointer = torch.cuda.current_stream(index).cuda_stream
+        if hasattr(self.cupy.cuda.Stream, "from_external"):
+            return self.cupy.cuda.Stream.from_external(_StreamPointer(pointer))
+        return self.cupy.cuda.ExternalStream(pointer, index)
 
     def _function(self, index: int, source: Path, kernel: str, shared_bytes: int) -> Any:
         key = (index, source, kernel)
@@ -232,6 +238,16 @@ class _CupyLauncher:
             function.max_dynamic_shared_size_bytes = allowed = shared_bytes
         self.functions[key] = (function, allowed)
         return function
+
+
+@dataclass(frozen=True)
+class _StreamPointer:
+    """A stream in the CUDA stream protocol, for versions of torch whose streams do not speak it."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 def _passed(item: Argument) -> Any:
