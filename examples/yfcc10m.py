@@ -3,6 +3,7 @@
     python examples/yfcc10m.py convert FOLDER --out yfcc     # the track's files -> items, queries and truth as Parquet
     python examples/yfcc10m.py measure yfcc                  # build, pack and bench: recall@10 >= 0.9, queries a second
     python examples/yfcc10m.py make FOLDER --items 100000    # a made set of the same shape in the same formats
+    python examples/yfcc10m.py try FOLDER --against faiss    # make one, convert and measure it
 
 The track searches by Euclidean distance among the items that have all one or two tags of a query. stcli maximises inner
 products, so the items get more columns: with x and q less the mean, the nearest x maximises q.x - |x|^2 / 2. The second
@@ -164,11 +165,12 @@ def convert(folder: Path, out: Path) -> None:
 
 def measure(out: Path, sample: int, against: Sequence[str]) -> dict[str, float]:
     """Build, pack and bench; recall@10 against the track's own truth, and the speed of the setting that reaches 0.9."""
-    if not (out / "yfcc.safetensors").exists():
-        stcli.build_index(out / "items.parquet", out / "yfcc.index", feature_columns=["tags"], overwrite=True)
-        stcli.pack_model(out / "yfcc.index", out / "yfcc.safetensors")
+    model, items = out / "yfcc.safetensors", out / "items.parquet"
+    if not model.exists() or model.stat().st_mtime < items.stat().st_mtime:
+        stcli.build_index(items, out / "yfcc.index", feature_columns=["tags"], overwrite=True)
+        stcli.pack_model(out / "yfcc.index", model, overwrite=True)
     summary = stcli.bench(
-        out / "yfcc.safetensors", out / "queries.parquet", out / "report", overwrite=True, k=K, sample=sample,
+        model, out / "queries.parquet", out / "report", overwrite=True, k=K, sample=sample,
         filter_column="filter", target_recall=TARGET, truth=str(out / "truth.parquet"), against=against, repeat=3,
     )  # fmt: skip
     reached = {name: summary["queries_per_s"][name] for name, recall in summary["recall"].items() if recall >= TARGET}
@@ -246,19 +248,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     one.add_argument("--out", type=Path, required=True, help="folder to write to")
     two = commands.add_parser("measure", help="the track's measure on converted files")
     two.add_argument("folder", type=Path, help="what convert wrote")
-    two.add_argument("--sample", type=int, default=10_000, help="queries to measure with (default 10,000)")
-    two.add_argument("--against", default="", help="others to measure beside: faiss, torch (comma-separated)")
     three = commands.add_parser("make", help="a made set of the same shape")
-    three.add_argument("folder", type=Path, help="folder to write to")
-    three.add_argument("--items", type=int, default=100_000)
-    three.add_argument("--queries", type=int, default=10_000)
-    three.add_argument("--tags", type=int, default=200_000)
+    four = commands.add_parser("try", help="make a set, convert and measure it")
+    for each in (three, four):
+        each.add_argument("folder", type=Path, help="folder to write to")
+        each.add_argument("--items", type=int, default=100_000)
+        each.add_argument("--queries", type=int, default=10_000)
+        each.add_argument("--tags", type=int, default=200_000)
+    for each in (two, four):
+        each.add_argument("--sample", type=int, default=10_000, help="queries to measure with (default 10,000)")
+        each.add_argument("--against", default="", help="others to measure beside: faiss, torch (comma-separated)")
     given = parser.parse_args(argv)
-    if given.command == "make":
+    if given.command in ("make", "try"):
         make(given.folder, given.items, given.queries, given.tags)
-    elif given.command == "measure":
+    if given.command == "try":
+        convert(given.folder, given.folder)
+    if given.command in ("measure", "try"):
         measure(given.folder, given.sample, [name for name in given.against.split(",") if name])
-    else:
+    if given.command == "convert":
         missing = [name for name in (BASE, QUERY, BASE_TAGS, QUERY_TAGS, TRUTH) if not (given.folder / name).is_file()]
         if missing:
             parser.error(f"{given.folder}: no {', '.join(missing)} there; see big-ann-benchmarks.com, filter track")

@@ -68,3 +68,12 @@ def test_missing_files_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         yfcc10m.main(["convert", str(tmp_path), "--out", str(tmp_path / "o")])
     assert "base.10M.u8bin" in capsys.readouterr().err
+
+
+def test_try_makes_and_converts_before_it_measures(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(yfcc10m, "measure", lambda *given: asked.append(given))
+    yfcc10m.main(["try", str(tmp_path), "--items", "300", "--queries", "5", "--tags", "50", "--against", "faiss"])
+    assert asked == [(tmp_path, 10_000, ["faiss"])]
+    assert pq.read_metadata(tmp_path / "items.parquet").num_rows == 300
+    assert pq.read_metadata(tmp_path / "truth.parquet").num_rows == 5
