@@ -1,4 +1,4 @@
-"""What becomes of candidates after the search: united, scored for every task, joined by a value model, cut to k.
+"""Requests from user vectors to results: candidates searched or given, united, scored, cut to k, refilled.
 
     T user vectors -> one search of B * T queries -> union (or intersection) per request -> task scores (OverArch, or
     dot products) -> value model, or the best task score -> rules, with more candidates where they leave too few -> k
@@ -18,22 +18,18 @@ import torch
 
 from stcli.errors import InputError
 from stcli.filters.program import FilterBatch
-from stcli.formulas.value_model import ValueModel
 from stcli.model.corpus import Corpus, Words
 from stcli.model.eligibility import all_words
 from stcli.model.planner import GIVEN, SearchOptions, default_candidates
 from stcli.model.requests import Requests, padded
 from stcli.model.results import Results, concatenate
-from stcli.model.scoring_options import ScoringOptions, default_pool, scored_tasks
+from stcli.model.scorer import PAIRS, SCORED, Batch, Scored, Scorer
+from stcli.model.scoring_options import ScoringOptions, default_pool
 from stcli.model.search import SLOTS, Search, Tile
-from stcli.model.slots import in_order, near, pick, put
+from stcli.model.slots import in_order, put
 from stcli.model.tiles import make_tile
-from stcli.ops.keys import EMPTY_KEY, make_keys
 from stcli.ops.merge_lists import merge_lists
 from stcli.types import PAD_ROW
-
-PAIRS = 1 << 22
-"""Scores held at once, candidates times tasks; 12 to 20 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -49,33 +45,6 @@ class _Pool:
     rows: torch.Tensor
     scores: torch.Tensor
     complete: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Some requests, and their user vectors float32 [b, T, D] on the model's device."""
-
-    requests: Requests
-    users: torch.Tensor
-
-    def take(self, some: slice | torch.Tensor) -> _Batch:
-        """Some of them."""
-        requests, here = self.requests, some if isinstance(some, slice) else some.cpu()
-        values = {name: column[here] for name, column in requests.values.items()}
-        models = None if requests.value_models is None else requests.value_models[here]
-        users = self.users[some if isinstance(some, slice) else some.to(self.users.device)]
-        return _Batch(replace(requests, values=values, value_models=models), users)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """The best of b requests: rows int64, scores, ann float32 [b, K]; tasks float32 [b, S, K]; scored int64 [b]."""
-
-    rows: torch.Tensor
-    scores: torch.Tensor
-    ann: torch.Tensor | None
-    tasks: torch.Tensor
-    scored: torch.Tensor
 
 
 class Scoring:
@@ -96,16 +65,13 @@ class Scoring:
     ) -> None:
         self.model, self.options, self.scoring = model, options, scoring
         self.k = options.k
-        self.overarch = model.overarch if scoring.overarch else None
-        self.tasks = scored_tasks(model, scoring, tasks)
-        self.learned = self.overarch is not None or bool(scoring.values)
-        self.rules = scoring.rules.to(model.device) if scoring.rules is not None else None
+        self.scorer = Scorer(model, options.k, scoring, tasks)
+        self.tasks, self.rules = self.scorer.tasks, self.scorer.rules
         self.depth = self.k
-        if self.learned:
+        if self.scorer.learned:
             self.depth = max(scoring.pool or default_pool(self.k), self.k)
         elif self.rules is not None:
             self.depth = options.candidates
-        self.columns = {name: column.to(model.device) for name, column in scoring.columns.items()}
         if not model.has_embeddings:
             raise InputError(
                 "the artifact holds no embeddings to score candidates with; pack it with --embedding-dtype float16"
@@ -138,11 +104,11 @@ class Scoring:
         users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
         tile = make_tile(model, users, filters, self.options.allowed, excluded, num_tasks)
-        if self.scoring.combine == "union" and not self.learned and self.rules is None:
+        if self.scoring.combine == "union" and not self.scorer.learned and self.rules is None:
             tile = replace(tile, together=num_tasks)  # then only the k best of a request are its results
         pool, found = self._pool(tile, num_tasks, self.depth)
-        batch = _Batch(requests, users.view(count, num_tasks, dim))
-        scored = self._score(pool.rows, pool.scores, batch)
+        batch = Batch(requests, users.view(count, num_tasks, dim))
+        scored = self.scorer.score(pool.rows, pool.scores, batch)
         if self.rules is not None:
             self._refill(scored, pool, tile, batch)
         line = found.work.view(count, num_tasks)
@@ -162,7 +128,7 @@ class Scoring:
         united = self.scoring.combine == "union"
         merged = merge_lists(lists, scores, everywhere=not united, backend=model.backend)
         pool = _Pool(merged.rows, merged.scores, complete)
-        if united and num_tasks > 1 and self.rules is not None and not self.learned:
+        if united and num_tasks > 1 and self.rules is not None and not self.scorer.learned:
             pool = _sure(pool, scores[:, :, -1].amax(1))
         lacking = torch.nonzero(((pool.rows >= 0).sum(1) < k) & ~complete)[:, 0]
         return (pool, found) if not len(lacking) else self._deepen(pool, found, tile, num_tasks, k0, lacking)
@@ -187,7 +153,7 @@ class Scoring:
 
     # ---- rules that leave too few ----------------------------------------------------------------------------------
 
-    def _refill(self, scored: _Scored, pool: _Pool, tile: Tile, batch: _Batch) -> None:
+    def _refill(self, scored: Scored, pool: _Pool, tile: Tile, batch: Batch) -> None:
         """Find more candidates for requests that the rules left short, until each has k or nothing more can be had.
 
         Items of groups that are full, and those found before, are barred from the next search, so that it finds what
@@ -210,11 +176,11 @@ class Scoring:
                 again = replace(some, admitted=admitted, filtered=torch.ones_like(some.filtered))
                 more, _ = self._pool(again, num_tasks, self.depth)
                 rows, ann = torch.cat([rows, more.rows], 1), torch.cat([ann, more.scores], 1)
-                better = self._score(rows, ann, batch.take(here))
+                better = self.scorer.score(rows, ann, batch.take(here))
                 for name in ("rows", "scores", "ann", "tasks", "scored"):
                     getattr(scored, name)[here] = getattr(better, name)
                 going = ((better.rows >= 0).sum(1) < k) & (more.rows >= 0).any(1)
-                if not self.learned:  # what comes now scores less than all before, so full groups stay full
+                if not self.scorer.learned:  # what comes now scores less than all before, so full groups stay full
                     going &= ~more.complete
                 here, rows, ann = here[going], rows[going], ann[going]
 
@@ -254,7 +220,7 @@ class Scoring:
         assert requests.candidates is not None
         model = self.model
         users = model.normalized(requests.users.to(model.device).flatten(0, 1)).view(requests.users.shape)
-        batch = _Batch(requests, users)
+        batch = Batch(requests, users)
         parts, eligible = [], torch.zeros(len(requests), dtype=torch.int64)
         lengths = requests.candidates.ends - requests.candidates.begins
         order = torch.argsort(lengths, descending=True, stable=True)
@@ -262,9 +228,9 @@ class Scoring:
             which = order[some]
             rows = self._eligible(padded(requests.candidates.take(which)), which, requests, filters)
             eligible[which] = (rows >= 0).sum(1)
-            parts.append(self._score(rows.to(model.device), None, batch.take(which)))
-        joined = {name: in_order([getattr(part, name) for part in parts], order) for name in _SCORED}
-        scored = _Scored(**joined, ann=None)
+            parts.append(self.scorer.score(rows.to(model.device), None, batch.take(which)))
+        joined = {name: in_order([getattr(part, name) for part in parts], order) for name in SCORED}
+        scored = Scored(**joined, ann=None)
         return self._results(
             requests, scored, lengths, torch.full_like(lengths, GIVEN), torch.zeros_like(lengths), eligible
         )
@@ -296,134 +262,8 @@ class Scoring:
             kept &= ~torch.isin(rows + (line[:, None] << 32), (barred + (line[:, None] << 32))[barred >= 0])
         return torch.where(kept, rows, PAD_ROW)
 
-    # ---- scores ------------------------------------------------------------------------------------------------------
-
-    def _score(self, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> _Scored:
-        """Score candidates int64 [b, M] and keep the k best that the rules allow.
-
-        Args:
-            rows: int64 [b, M], -1 in empty slots, anywhere.
-            ann: float32 [b, M], their best search scores, or None for candidates that requests bring.
-            batch: the b requests.
-        """
-        step = max(PAIRS // max(rows.shape[1] * (max(len(self.tasks), 1) + 3), 1), 1)
-        parts = []
-        for start in range(0, max(len(rows), 1), step):
-            some = slice(start, start + step)
-            parts.append(self._score_piece(rows[some], None if ann is None else ann[some], batch.take(some)))
-        if len(parts) == 1:
-            return parts[0]
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in _SCORED}
-        found = [part.ann for part in parts if part.ann is not None]
-        return _Scored(**joined, ann=torch.cat(found) if found else None)
-
-    def _score_piece(self, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> _Scored:
-        scored = (rows >= 0).sum(1)
-        if not self.learned and ann is not None:
-            # The search score is the result's: tasks score only what is kept.
-            best, scores = self._best_found(rows, ann)
-            tasks = scores[:, None] if batch.users.shape[1] == 1 else self._task_scores(batch.users, best)
-            return _Scored(best, scores, scores, tasks, scored)
-        tasks = self._task_scores(batch.users, rows)
-        if ann is None and self._reads_ann:
-            ann = tasks.amax(1) if self.overarch is None else self._dots(batch.users, rows).amax(1)
-        values = self._values(tasks, rows, ann, batch)
-        slots = self._best_slots(rows, values)
-        return _Scored(
-            pick(rows, slots, PAD_ROW),
-            pick(values, slots, -torch.inf),
-            None if ann is None else pick(ann, slots, -torch.inf),
-            torch.stack([pick(task, slots, -torch.inf) for task in tasks.unbind(1)], 1),
-            scored,
-        )
-
-    def _best_found(self, rows: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k best by search score that the rules allow: rows and scores [b, K]."""
-        k = min(self.k, self.model.num_items)
-        if self.rules is None:
-            found = self.model.take_best(*near(rows, scores, k), k)
-            return found.rows, found.scores
-        found = self.model.take_best(rows, scores, rows.shape[1])
-        places = self.rules.choose(found.rows, k, backend=self.model.backend)
-        return pick(found.rows, places, PAD_ROW), pick(found.scores, places, -torch.inf)
-
-    def _best_slots(self, rows: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Slots int64 [b, K] of the k best that the rules allow: by score, then item id; -1 at the end."""
-        k = min(self.k, self.model.num_items)
-        keys = make_keys(scores, self.model.ranks(rows))
-        keys = torch.where(rows >= 0, keys, EMPTY_KEY)
-        slots = torch.topk(keys, min(k if self.rules is None else keys.shape[1], keys.shape[1]), dim=1).indices
-        ordered = rows.gather(1, slots)
-        if self.rules is not None:
-            return pick(slots, self.rules.choose(ordered, k, backend=self.model.backend), -1)
-        return torch.nn.functional.pad(slots.masked_fill(ordered < 0, -1), (0, k - slots.shape[1]), value=-1)
-
-    def _task_scores(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Scores of candidates [b, M] for each task, float32 [b, S, M]; -inf in empty slots."""
-        if self.overarch is None:
-            return self._dots(users, rows)
-        scores = [
-            self._learned(users[:, place if users.shape[1] > 1 else 0], rows, task)
-            for place, task in enumerate(self.tasks)
-        ]
-        return torch.stack(scores, 1)
-
-    def _learned(self, users: torch.Tensor, rows: torch.Tensor, task: str) -> torch.Tensor:
-        """Scores of candidates [b, M] by the OverArch for one task, whose user vectors are float32 [b, D]."""
-
-        def score(number: int, own: torch.Tensor) -> torch.Tensor:
-            overarch = self.model.segments[number].overarch
-            assert overarch is not None
-            return overarch(users, own, task)
-
-        return self.model.read(rows, score, -torch.inf)
-
-    def _dots(self, users: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Dot products of candidates [b, M] with each user vector, float32 [b, T, M]; -inf in empty slots."""
-        count, num_tasks, dim = users.shape
-        # The tasks of a request one after another, so that its rows come from the cache for all but the first.
-        lines = rows[:, None].expand(-1, num_tasks, -1).reshape(count * num_tasks, rows.shape[1])
-        return self.model.rescore(users.reshape(-1, dim), lines).view(count, num_tasks, -1)
-
-    @property
-    def _reads_ann(self) -> bool:
-        return any("ann_score" in value.names for value in self.scoring.values)
-
-    def _values(self, tasks: torch.Tensor, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch) -> torch.Tensor:
-        """Final scores float32 [b, M]: of the value model of each request, or its best task score."""
-        best = tasks.amax(1)
-        models = self.scoring.values
-        if not models:
-            return best
-        chosen = batch.requests.value_models
-        if chosen is None:
-            return self._evaluate(models[0], tasks, rows, ann, batch)
-        for number, value in enumerate(models):
-            mine = torch.nonzero(chosen == number)[:, 0]
-            if len(mine):
-                here = mine.to(rows.device)
-                some = None if ann is None else ann[here]
-                best[here] = self._evaluate(value, tasks[here], rows[here], some, batch.take(mine))
-        return best
-
-    def _evaluate(
-        self, value: ValueModel, tasks: torch.Tensor, rows: torch.Tensor, ann: torch.Tensor | None, batch: _Batch
-    ) -> torch.Tensor:
-        given: dict[str, torch.Tensor] = {}
-        for name in value.names:
-            scope, _, column = name.partition(".")
-            if scope == "task":
-                given[name] = tasks[:, self.tasks.index(column)]
-            elif scope == "item":
-                given[name] = self.columns[column][rows.clamp(min=0)]
-            elif scope == "query":
-                given[name] = batch.requests.values[column].to(rows.device)[:, None]
-            elif ann is not None:
-                given[name] = ann
-        return value.evaluate(given, rows >= 0)
-
     def _results(
-        self, requests: Requests, scored: _Scored, work: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor,
+        self, requests: Requests, scored: Scored, work: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor,
         admitted: torch.Tensor,
     ) -> Results:  # fmt: skip
         return Results(
@@ -441,6 +281,3 @@ def _sure(pool: _Pool, last: torch.Tensor) -> _Pool:
     """
     sure = pool.complete[:, None] | (pool.scores >= last[:, None])
     return _Pool(pool.rows.masked_fill(~sure, PAD_ROW), pool.scores.masked_fill(~sure, -torch.inf), pool.complete)
-
-
-_SCORED = ("rows", "scores", "tasks", "scored")

@@ -11,7 +11,7 @@ import torch
 
 from stcli.errors import InputError
 from stcli.filters.source import GivenFilters
-from stcli.model import retriever
+from stcli.model import segment
 from stcli.model.calibrate import Sample, calibrate
 from stcli.model.planner import BANDS, PROBE
 from tests.model.corpus import Corpus, check_results, make
@@ -150,12 +150,12 @@ def test_rows_of_very_different_lengths_need_fewer_clusters_by_their_radii(tmp_p
     corpus = make(tmp_path, rows, clusters=128)
     queries = clustered(500, 24, 6)
     probes = {}
-    for share in (0.0, retriever.REACHED_SHARE):
-        monkeypatch.setattr(retriever, "REACHED_SHARE", share)
+    for share in (0.0, segment.REACHED_SHARE):
+        monkeypatch.setattr(segment, "REACHED_SHARE", share)
         found = calibrate(corpus.model, corpus.model.check_queries(queries), given(corpus, [None] * 500), 50)
         assert found.lower_bound[0] >= 0.95
         probes[share] = found.probes[0]
-    assert probes[retriever.REACHED_SHARE] < 0.8 * probes[0.0]
+    assert probes[segment.REACHED_SHARE] < 0.8 * probes[0.0]
 
 
 def clustered(rows, dim, seed):

@@ -10,7 +10,7 @@ import torch
 import stcli
 from stcli.errors import InputError
 from stcli.filters.program import Planner
-from stcli.model import scoring
+from stcli.model import scorer, scoring
 from stcli.model.eligibility import words_of
 from stcli.model.planner import GIVEN, SearchOptions
 from stcli.model.requests import Requests
@@ -116,6 +116,7 @@ def test_results_do_not_depend_on_the_tiles(tiny, monkeypatch):
     ways = ({"probes": 5}, {"probes": 5, "scoring": ScoringOptions("intersection")}, {"rank": lists})
     whole = [model(users, filters, 20, **way) for way in ways]
     monkeypatch.setattr(scoring, "PAIRS", 200)
+    monkeypatch.setattr(scorer, "PAIRS", 200)
     monkeypatch.setattr(scoring, "SLOTS", 100)
     model.tile_queries = 7
     for way, expected in zip(ways, whole, strict=True):
