@@ -22,7 +22,7 @@ LAYERS = [
     ["filters", "formulas"],
     ["ops", "storage"],
     ["types", "config"],
-    ["errors"],
+    ["errors", "events"],
 ]
 """A file imports from layers after its own, or from its own folder; two names of one layer never import each other."""
 

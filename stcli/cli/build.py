@@ -88,6 +88,8 @@ def build_index(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
+    log_json: opt.LogJson = None,
+    metrics: opt.Metrics = None,
 ) -> None:
     """Build an index directory from a Parquet item table.
 
@@ -100,7 +102,7 @@ def build_index(
       stcli build-index items/ -o items.index --feature-columns country,tags --keep-columns title
       stcli build-index s3://bucket/items -o items.index --metric cosine --memory-limit 8GB
     """  # noqa: D301
-    out = Output(as_json, quiet, no_progress)
+    out = Output(as_json, quiet, no_progress, log_json, metrics)
     summary = load("build_index", threads)(
         items,
         output,
@@ -203,6 +205,8 @@ def pack_model(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
+    log_json: opt.LogJson = None,
+    metrics: opt.Metrics = None,
 ) -> None:
     """Pack an index and its embeddings into one model artifact.
 
@@ -215,7 +219,7 @@ def pack_model(
       stcli pack-model items.index -o model.safetensors --overarch overarch.json --overarch-cache int8
       stcli pack-model items.index -o model.safetensors --value-model feed='0.5 * task.like + 13.5 * task.reply'
     """  # noqa: D301
-    out = Output(as_json, quiet, no_progress)
+    out = Output(as_json, quiet, no_progress, log_json, metrics)
     summary = load("pack_model", None)(
         index,
         output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -15,10 +16,12 @@ import typer
 from stcli import __version__
 from stcli.cli.build import build_index, pack_model
 from stcli.cli.compare import compare
+from stcli.cli.json_log import close_log, is_on_stderr
 from stcli.cli.look import explain, inspect
 from stcli.cli.search import bench, retrieve
 from stcli.cli.sections import SectionedCommand
 from stcli.errors import StcliError
+from stcli.events import tell
 
 HELP = """Filtered embedding retrieval over Parquet: each query with its own filter, on the CPU or a GPU.
 
@@ -62,7 +65,7 @@ def _root(
     pass
 
 
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class Terminated(SystemExit):
@@ -70,7 +73,7 @@ class Terminated(SystemExit):
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise Terminated(128 + signal.SIGTERM)
+    raise Terminated(TERMINATED)
 
 
 def main() -> NoReturn:
@@ -80,7 +83,21 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command; 0 done, 1 failed, 2 bad options or inputs, 3 threshold missed, 130 interrupted."""
+    """Run a command; 0 done, 1 failed, 2 bad options or inputs, 3 threshold missed, 130 interrupted.
+
+    Raises:
+        Terminated: SIGTERM came.
+    """
+    try:
+        return _run(arguments)
+    except Terminated:
+        tell("stopped", level=logging.WARNING, signal="SIGTERM", exit_code=TERMINATED)
+        raise
+    finally:
+        close_log()
+
+
+def _run(arguments: list[str]) -> int:
     verbose = "-v" in arguments or "--verbose" in arguments
     try:
         result: Any = app(arguments, standalone_mode=False, prog_name="stcli")
@@ -111,5 +128,7 @@ def run(arguments: list[str]) -> int:
 def _fail(message: str, code: int, trace: bool) -> int:
     if trace:
         traceback.print_exc()
-    print(f"stcli: error: {message}", file=sys.stderr)
+    tell("error", level=logging.ERROR, message=message, exit_code=code)
+    if not is_on_stderr():
+        print(f"stcli: error: {message}", file=sys.stderr)
     return code

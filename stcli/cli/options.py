@@ -118,6 +118,22 @@ AllowModelCode = Annotated[
 ]
 Quiet = Annotated[bool, option("--quiet", "Print only errors.", "-q")]
 Verbose = Annotated[bool, option("--verbose", "Print details, and stack traces of errors.", "-v")]
+LogJson = Annotated[
+    str | None,
+    option(
+        "--log-json",
+        "Add one JSON object a line to this file, or print it on stderr (-): stages, progress, warnings, errors.",
+        show_default=False,
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    option(
+        "--metrics",
+        "Write the summary of --json to this file, too: seconds of each stage, rates, peak memory, retries.",
+        show_default=False,
+    ),
+]
 NoProgress = Annotated[bool, option("--no-progress", "No progress bars, even on a terminal.")]
 
 

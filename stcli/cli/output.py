@@ -1,27 +1,56 @@
-"""What the commands print: summaries on stdout, progress and warnings on stderr."""
+"""What the commands print: summaries on stdout, progress and warnings on stderr; and what they log."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from stcli.cli.json_log import is_on_stderr, open_log
+from stcli.errors import InputError
+from stcli.events import tell, warn
 
 HIDDEN = {"calibration": ("artifact", "k", "seed")}
 """Parts of a summary that only `--json` shows."""
 
+RECORDED = ("counts", "items_per_s", "queries_per_s", "memory_bytes", "retries", "timings_s")
+"""Parts of a summary that the last line of a log has."""
+
+
+PROGRESS_INTERVAL_S = 1.0
+"""Between two lines of a log about the same stage; the last one is always there."""
+
 
 class Output:
-    """Prints for one command, as its options ask."""
+    """Prints and logs for one command, as its options ask.
 
-    def __init__(self, as_json: bool, quiet: bool, no_progress: bool) -> None:
+    Raises:
+        InputError: `log_json` or `metrics` cannot be written.
+    """
+
+    def __init__(
+        self, as_json: bool, quiet: bool, no_progress: bool, log_json: str | None = None, metrics: str | None = None
+    ) -> None:
         self.as_json, self.quiet = as_json, quiet
-        self._bars = not (quiet or no_progress) and sys.stderr.isatty()
+        self.metrics = None if metrics is None else Path(metrics)
+        if self.metrics is not None and (self.metrics.is_dir() or not self.metrics.absolute().parent.is_dir()):
+            raise InputError(f"--metrics {metrics}: cannot be written; expected a file in a folder that is there")
+        if log_json is not None:
+            open_log(log_json)
+        self._bars = not (quiet or no_progress or is_on_stderr()) and sys.stderr.isatty()
+        self._told: tuple[str, float] = ("", 0.0)
         self._bar: Any = None
         self._stage = ""
 
     def progress(self, stage: str, done: int, total: int, unit: str) -> None:
-        """One bar a stage, with rate and time left; nothing unless stderr is a terminal."""
+        """One bar a stage, with rate and time left; nothing unless stderr is a terminal. And a line of the log."""
+        now = time.monotonic()
+        if done >= total or self._told[0] != stage or now - self._told[1] >= PROGRESS_INTERVAL_S:
+            self._told = (stage, now)
+            tell("progress", stage=stage, done=done, total=total, unit=unit)
         if not self._bars:
             return
         if stage != self._stage:
@@ -42,7 +71,8 @@ class Output:
 
     def warn(self, text: str) -> None:
         """One warning on stderr."""
-        if not self.quiet:
+        warn("warning", message=text)
+        if not (self.quiet or is_on_stderr()):
             print(f"stcli: warning: {text}", file=sys.stderr)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
@@ -50,6 +80,9 @@ class Output:
         self.close()
         for text in summary.get("warnings", []):
             self.warn(text)
+        tell("done", **{name: summary[name] for name in ("command", *RECORDED) if name in summary})
+        if self.metrics is not None:
+            self.metrics.write_text(json.dumps(summary, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         if self.as_json:
             print(json.dumps(summary, ensure_ascii=False, default=str))
         elif not self.quiet:

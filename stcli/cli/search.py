@@ -211,6 +211,8 @@ def retrieve(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
+    log_json: opt.LogJson = None,
+    metrics: opt.Metrics = None,
 ) -> None:
     """Answer a Parquet table of queries.
 
@@ -230,7 +232,7 @@ def retrieve(
       stcli retrieve model.safetensors queries.parquet -o ranked --candidates-column candidates --k 500
       stcli retrieve model.safetensors queries.parquet -o feed --value-model feed --max-per seller=2
     """  # noqa: D301
-    out = Output(as_json, quiet, no_progress)
+    out = Output(as_json, quiet, no_progress, log_json, metrics)
     summary = load("retrieve", threads)(
         model,
         queries,
@@ -382,6 +384,8 @@ def bench(
     quiet: opt.Quiet = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
+    log_json: opt.LogJson = None,
+    metrics: opt.Metrics = None,
 ) -> None:
     """Measure recall, throughput, latency and memory on a sample of your queries.
 
@@ -394,7 +398,7 @@ def bench(
       stcli bench model.safetensors queries.parquet -o report --k 10 --min-recall 0.95
       stcli bench model.safetensors queries.parquet -o report --filter-column filter --against faiss,torch,paper
     """  # noqa: D301
-    out = Output(as_json, quiet, no_progress)
+    out = Output(as_json, quiet, no_progress, log_json, metrics)
     summary = load("bench", threads)(
         model,
         queries,

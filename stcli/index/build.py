@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from stcli import __version__
 from stcli.config import BuildConfig, Progress
+from stcli.events import Stages
 from stcli.filters.layout import Layout, paper_layout, plan_layout
 from stcli.filters.vocabulary import Vocabulary
 from stcli.index import kmeans, write
@@ -30,27 +30,27 @@ RATE_SAMPLE, RATE_CHUNK = 256, 16
 
 @dataclass
 class Build:
-    """One build: its inputs, and the seconds that each stage took."""
+    """One build: its inputs, and what times its stages."""
 
     staged: Staged
     config: BuildConfig
     writer: IndexWriter
     device: torch.device
     progress: Progress
-    timings: dict[str, float]
+    stages: Stages
 
     def run(self) -> dict[str, Any]:
         """Cluster, order and write everything; return the body of the manifest."""
         staged, config, writer = self.staged, self.config, self.writer
         num_items = len(staged.keep)
         num_clusters = min(config.clusters or kmeans.default_num_clusters(num_items), num_items)
-        with self._timed("cluster"):
+        with self.stages("cluster"):
             centroids = self._train(num_clusters)
-        with self._timed("assign"):
+        with self.stages("assign"):
             chosen, distances = self._assign(centroids)
             order = write.order_by_cluster(staged.keep, chosen, distances, num_clusters)
         scale = staged.largest / 127 if config.scale == "global" and staged.largest else None
-        with self._timed("quantize"):
+        with self.stages("quantize"):
             write.write_clusters(writer, centroids, order)
             write.write_vectors(
                 writer,
@@ -61,12 +61,12 @@ class Build:
                 config.backend,
                 lambda done: self.progress("quantize", done, num_items, "items"),
             )
-        with self._timed("terms"):
+        with self.stages("terms"):
             vocabulary = write.write_terms(writer, staged.terms, order)
-        with self._timed("filter"):
+        with self.stages("filter"):
             layout, matrix = self._matrix(vocabulary, num_items)
             write.write_matrix(writer, matrix, layout)
-        with self._timed("ids"):
+        with self.stages("ids"):
             write.write_ids(writer, staged.ids, order)
             write.write_columns(writer, staged.columns, order)
         sizes = np.diff(order.offsets)
@@ -87,9 +87,6 @@ class Build:
             "filter": describe_filter(matrix, vocabulary, layout, config),
             "columns": staged.columns.column_names if staged.columns is not None else [],
         }
-
-    def _timed(self, stage: str) -> _Timer:
-        return _Timer(stage, self.timings)
 
     def _train(self, num_clusters: int) -> Quantized:
         staged, config = self.staged, self.config
@@ -149,17 +146,6 @@ class Build:
 def _host_backend(backend: str) -> str:
     """The backend asked for, for tensors that stay on the host."""
     return "auto" if backend == "cuda" else backend
-
-
-class _Timer:
-    def __init__(self, stage: str, timings: dict[str, float]) -> None:
-        self._stage, self._timings = stage, timings
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._timings[self._stage] = self._timings.get(self._stage, 0.0) + time.perf_counter() - self._start
 
 
 def measured_rate(matrix: BitMatrix, vocabulary: Vocabulary, layout: Layout, backend: str) -> float | None:

@@ -18,6 +18,7 @@ import torch
 
 from stcli.config import BenchConfig, Progress, no_progress
 from stcli.errors import InputError, ThresholdError
+from stcli.events import Stages
 from stcli.filters.exact import Tile, Truth, exact_search
 from stcli.filters.source import GivenFilters
 from stcli.measure import advice, record
@@ -148,32 +149,32 @@ class Bench:
         self.relevant = [config.relevant_column] if config.relevant_column is not None else []
         for column in self.relevant:
             self.table.column_type(column, "--relevant-column")
-        self.timings: dict[str, float] = {}
+        self.stages = Stages()
 
     def go(self) -> Measurements:
         """Measure everything."""
         sample = draw_sample(self.reader, self.table, self.config.sample, self.config.seed, self.relevant)
         given, relevant = self._given(sample), self._relevant(sample)
-        with self._timed("calibrate"):
+        with self.stages("calibrate"):
             calibration = self._calibrate(self.config.target_recall, True)
         size = min(self.config.batch_size or len(sample.filters), len(sample.filters))
         arms = self._arms(calibration)
         before = private_bytes()
         with MemoryWatch() as watch:
-            with self._timed("measure"):
+            with self.stages("measure"):
                 self._warm_up(arms, sample, size)
                 self._measure(arms, sample, size)
-            with self._timed("latency"):
+            with self.stages("latency"):
                 latency = self._latency(arms[0], sample, size)
                 stages = self._stages(arms[0], sample, size)
         ceilings = measure_ceilings(self.model.device)
         memory = {"before": before, **watch.summary(), **_device_memory(self.model.device)}
-        with self._timed("truth"):
+        with self.stages("truth"):
             truths = self._truths(arms, sample)
             hidden = self._hidden(sample, list(truths.values())[-1])
         compared = None
         if self.config.against:
-            with self._timed("against"):
+            with self.stages("against"):
                 compared = self._against(sample, size, truths[PACKED])
         return Measurements(
             model=self.model,
@@ -194,11 +195,8 @@ class Bench:
             relevant=relevant,
             ceilings=ceilings,
             against=compared,
-            timings=self.timings,
+            timings=self.stages.rounded(),
         )
-
-    def _timed(self, stage: str) -> _Stage:
-        return _Stage(stage, self.timings)
 
     def _calibrate(self, target: float, filtered: bool) -> Calibration | None:
         """Calibrate on the queries that `retrieve` would take, so that the planned setting is the one it would use."""
@@ -344,17 +342,6 @@ class Bench:
             rows = torch.from_numpy(truth.rows[part]).to(model.device)
             hidden += int(model.read(rows, hides, False).any(1).sum())
         return hidden
-
-
-class _Stage:
-    def __init__(self, name: str, timings: dict[str, float]) -> None:
-        self._name, self._timings = name, timings
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._timings[self._name] = round(time.perf_counter() - self._start, 3)
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from stcli import __version__
 from stcli.config import BuildConfig, Progress, no_progress
+from stcli.events import Stages
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
 from stcli.model.device import choose_device, limit_threads
@@ -66,34 +67,32 @@ def build_index(
     if config.dry_run:
 
         def sample(part: Table, folder: Path) -> Built:
-            writer, timings = IndexWriter(folder), {}
+            writer, stages = IndexWriter(folder), Stages()
             bad = Quarantine(part, config.bad_rows, config.max_bad_fraction)
-            start = time.perf_counter()
             with tempfile.TemporaryDirectory(dir=folder) as stage:
-                staged = ingest(part, schema, config, Path(stage), bad, no_progress)
-                timings["read"] = time.perf_counter() - start
-                Build(staged, config, writer, device, no_progress, timings).run()
-            return writer.described(), timings
+                with stages("read"):
+                    staged = ingest(part, schema, config, Path(stage), bad, no_progress)
+                Build(staged, config, writer, device, no_progress, stages).run()
+            return writer.described(), stages.seconds
 
         found = estimate_build(table, config.clusters, sample)
         return {"command": "build-index", "dry_run": True, "version": __version__, "options": asdict(config), **found}
     quarantine = Quarantine(table, config.bad_rows, config.max_bad_fraction)
-    timings: dict[str, float] = {}
+    stages = Stages()
     with MemoryWatch() as memory, atomic.new_directory(path, config.overwrite) as partial:
         writer = IndexWriter(partial)
         with tempfile.TemporaryDirectory(prefix="stage-", dir=partial) as folder:
-            staged = ingest(table, schema, config, Path(folder), quarantine, progress)
-            timings["read"] = time.perf_counter() - start
-            build = Build(staged, config, writer, device, progress, timings)
+            with stages("read"):
+                staged = ingest(table, schema, config, Path(folder), quarantine, progress)
+            build = Build(staged, config, writer, device, progress, stages)
             body = build.run()
             del staged, build
-        sealing = time.perf_counter()
-        if tower is not None:
-            body["item_tower"] = tower.fingerprint
-        manifest = writer.finish({**body, "input": table.fingerprint(), "rejected": len(quarantine)})
-        rejected = quarantine.write(path)
-        timings["seal"] = time.perf_counter() - sealing
-    timings["total"] = time.perf_counter() - start
+        with stages("seal"):
+            if tower is not None:
+                body["item_tower"] = tower.fingerprint
+            manifest = writer.finish({**body, "input": table.fingerprint(), "rejected": len(quarantine)})
+            rejected = quarantine.write(path)
+    seconds = time.perf_counter() - start
     return {
         "command": "build-index",
         "version": __version__,
@@ -105,6 +104,7 @@ def build_index(
         "device": str(device),
         "fingerprint": manifest["fingerprint"],
         "memory_bytes": memory.summary(),
-        "timings_s": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+        "items_per_s": round(manifest["num_items"] / seconds, 1),
+        "timings_s": {**stages.rounded(), "total": round(seconds, 3)},
         "outputs": {"index": str(path), "rejected": str(rejected) if rejected else None},
     }

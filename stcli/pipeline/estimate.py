@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stcli.index.kmeans import default_num_clusters
+from stcli.pipeline.memory import MemoryWatch
 from stcli.storage.parquet import Table
 from stcli.storage.sizes import array_bytes, bytes_by_group
 
@@ -114,7 +115,8 @@ def estimate_retrieve(job: Job, run: Run, opened: Callable[[Job], Run]) -> dict[
             **limits,  # type: ignore[arg-type]
         )
         output = Path(folder) / "sample"
-        summary = opened(replace(job, output=str(output), config=config)).go()
+        with MemoryWatch() as memory:
+            summary = opened(replace(job, output=str(output), config=config)).go(memory)
         written = sum(part.stat().st_size for part in output.glob("part-*.parquet"))
     share = run.num_rows / max(rows, 1)
     search = summary["timings_s"]["search"] * share

@@ -14,10 +14,12 @@ import torch
 from stcli import __version__
 from stcli.config import PackConfig, Progress, no_progress
 from stcli.errors import InputError
+from stcli.events import Stages
 from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
 from stcli.pipeline.estimate import estimate_pack
+from stcli.pipeline.memory import MemoryWatch
 from stcli.pipeline.pack_overarch import Chunks, pack_overarch
 from stcli.pipeline.pack_tower import pack_tower, tower_summary
 from stcli.pipeline.value_models import given_value_models, pack_value_models
@@ -78,16 +80,19 @@ def pack_model(
         told = {"command": "pack-model", "dry_run": True, "version": __version__, "options": asdict(config)}
         return told | _estimate(config, manifest, wide_dim, kept)
     value_models = pack_value_models(formulas, _tasks(config.overarch), kept)
-    with atomic.new_file(path, config.overwrite) as partial:
+    stages = Stages()
+    with MemoryWatch() as memory, atomic.new_file(path, config.overwrite) as partial:
         wide = source
-        if config.embeddings is not None:
-            wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, partial)
-        packed = _pack_embeddings(wide, config.embedding_dtype, progress)
-        if wide is source and packed:
-            packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
-        chunks = _packed_chunks(wide, packed.get("embedding_exponents"))
-        overarch, learned = _pack_overarch(config, chunks, len(wide), int(wide.shape[1]), kept)
-        tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0, config.allow_model_code)
+        with stages("embeddings"):
+            if config.embeddings is not None:
+                wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, partial)
+            packed = _pack_embeddings(wide, config.embedding_dtype, progress)
+            if wide is source and packed:
+                packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
+        with stages("scoring"):
+            chunks = _packed_chunks(wide, packed.get("embedding_exponents"))
+            overarch, learned = _pack_overarch(config, chunks, len(wide), int(wide.shape[1]), kept)
+            tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0, config.allow_model_code)
         body = {
             **{key: manifest[key] for key in (*INDEX_KEYS, "item_tower") if key in manifest},
             "tool_version": __version__,
@@ -101,7 +106,8 @@ def pack_model(
             body["tower"] = tower
         if value_models:
             body["value_models"] = value_models
-        sealed = write_artifact(partial, arrays | packed | learned | layers, body)
+        with stages("write"):
+            sealed = write_artifact(partial, arrays | packed | learned | layers, body)
     return {
         "command": "pack-model",
         "version": __version__,
@@ -118,7 +124,8 @@ def pack_model(
         "tower": tower_summary(sealed),
         "value_models": {name: model["formula"] for name, model in sealed.get("value_models", {}).items()},
         "fingerprint": sealed["fingerprint"],
-        "timings_s": {"total": round(time.perf_counter() - start, 3)},
+        "memory_bytes": memory.summary(),
+        "timings_s": {**stages.rounded(), "total": round(time.perf_counter() - start, 3)},
         "outputs": {"model": str(path)},
     }
 

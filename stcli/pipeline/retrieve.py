@@ -16,6 +16,7 @@ import pyarrow as pa
 from stcli import __version__
 from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
+from stcli.events import Stages, tell
 from stcli.model.calibrate import calibrate
 from stcli.model.device import choose_device, describe_device, fallback_note, limit_threads
 from stcli.model.open import open_artifact
@@ -94,7 +95,7 @@ def retrieve(
         told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
         return told | {"device": describe_device(run.model.device)} | estimate_retrieve(job, run, open_run)
     with MemoryWatch() as memory:
-        summary = run.go()
+        summary = run.go(memory)
     summary["inputs"] = {"model": job.model, "queries": list(job.queries)}
     summary["version"], summary["options"] = __version__, asdict(config)
     summary["device"] = describe_device(run.model.device)
@@ -187,6 +188,7 @@ class Run:
         self.quarantine = Quarantine(table, config.bad_rows, config.max_bad_fraction)
         self.lists = ItemLists(self.model, config)
         self.warnings: list[str] = list(self.lists.warnings)
+        self.retries = 0
         if config.k > self.model.num_items:
             self.warnings.append(
                 f"--k {config.k} is more than the {self.model.num_items} items; a query gets no more than those"
@@ -200,50 +202,58 @@ class Run:
         if not self.verify:
             self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
 
-    def go(self) -> dict[str, Any]:
-        """Calibrate, answer every part that is not there yet, and publish."""
+    def go(self, memory: MemoryWatch) -> dict[str, Any]:
+        """Calibrate, answer every part that is not there yet, and publish; `memory` watches this process."""
         config = self.config
         engine = self.engine(None)
         given = _read_calibration(config.calibration, self.model, engine.calibrated_k)
         if config.bad_rows == "fail":
             self._check_filters()
         writer = ResultsWriter(self.output, self._identity(given), config.resume, config.overwrite)
-        timings = {"calibrate": 0.0, "search": 0.0}
-        counts = Counts()
+        stages, counts = Stages(), Counts()
         try:
-            begin = time.perf_counter()
-            calibration = self._calibration(given, writer, engine.calibrated_k)
-            engine.options = replace(engine.options, calibration=calibration)
-            timings["calibrate"] = round(time.perf_counter() - begin, 3)
-            begin = time.perf_counter()
+            with stages("calibrate"):
+                calibration = self._calibration(given, writer, engine.calibrated_k)
+                engine.options = replace(engine.options, calibration=calibration)
             missing = [number for number in range(self.num_parts) if not writer.has_part(number)]
             resumed = [number for number in range(self.num_parts) if writer.has_part(number)]
-            for done, number in enumerate(chain(resumed, self._answer(missing, writer, engine)), 1):
-                info = writer.part_info(number)
-                counts.add(Counts(**info["counts"]))
-                self.quarantine.restore(info["rejected"])
-                self.progress("retrieve", min(done * config.part_rows, self.num_rows), self.num_rows, "queries")
-            timings["search"] = round(time.perf_counter() - begin, 3) if missing else 0.0
+            with stages("search"):
+                for done, number in enumerate(chain(resumed, self._answer(missing, writer, engine)), 1):
+                    info = writer.part_info(number)
+                    counts.add(Counts(**info["counts"]))
+                    self.quarantine.restore(info["rejected"])
+                    tell("part", stage="search", number=number, resumed=number in resumed, **info["counts"])
+                    self.progress("retrieve", min(done * config.part_rows, self.num_rows), self.num_rows, "queries")
         except StcliError:
             if writer.is_empty:
                 writer.discard()
             raise
-        begin = time.perf_counter()
-        audited = self._audit(engine.options)
-        timings["audit"] = round(time.perf_counter() - begin, 3)
+        with stages("audit"):
+            audited = self._audit(engine.options)
         check_thresholds(config, audited, counts.queries - counts.rejected, counts.short, str(writer.folder))
-        run = {"finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "output": str(self.output), "timings_s": timings}
+        timings = stages.rounded()
+        if not missing:
+            timings["search"] = 0.0
+        speed = round(counts.queries / timings["search"], 1) if timings["search"] and not resumed else None
+        run: dict[str, Any] = {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "output": str(self.output),
+            "timings_s": timings,
+            "queries_per_s": speed,
+            "memory_bytes": memory.summary(),
+            "retries": self.retries,
+        }
         run |= {"audit": audited} if audited else {}
         rejected = self.quarantine.write(self.output)
         if writer.is_whole:
             self.warnings.append(f"{self.output}: was whole already, from the same inputs and options")
         manifest = writer.finish({"tool_version": __version__, "counts": asdict(counts)}, self.num_parts, run)
         self._warn_about(counts)
-        speed = round(counts.queries / timings["search"], 1) if timings["search"] and not resumed else None
         return {
             "command": "retrieve",
             "counts": asdict(counts) | {"parts": self.num_parts, "parts_resumed": len(resumed)},
             "queries_per_s": speed,
+            "retries": self.retries,
             "calibration": calibration.to_json() if calibration else None,
             "audit": audited,
             "fingerprint": manifest["fingerprint"],
@@ -262,11 +272,14 @@ class Run:
             on_gpu = self.model.device.type == "cuda"
             yield from ray_workers(part_worker, job, numbers, config.workers, threads, int(on_gpu))
         elif config.workers > 1:
-            yield from local_workers(part_worker, job, numbers, config.workers)
+            yield from local_workers(part_worker, job, numbers, config.workers, self._retried)
         else:
             for number in numbers:
                 self.write_part(writer, engine, number)
                 yield number
+
+    def _retried(self) -> None:
+        self.retries += 1
 
     def _audit(self, options: SearchOptions) -> dict[str, dict[str, Any]] | None:
         """Recall of random queries of this run, if it was asked for."""

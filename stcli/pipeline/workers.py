@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from stcli.errors import InputError, RunError, StcliError
+from stcli.events import warn
 
 MakeWorker = Callable[[Any], Callable[[int], None]]
 """Makes a worker from plain data; must be importable, since it is sent by its name."""
@@ -30,7 +31,9 @@ ATTEMPTS = 3
 PARENT_CHECK_S = 0.5
 
 
-def local_workers(make: MakeWorker, job: Any, numbers: Sequence[int], workers: int) -> Iterator[int]:
+def local_workers(
+    make: MakeWorker, job: Any, numbers: Sequence[int], workers: int, retried: Callable[[], None] = lambda: None
+) -> Iterator[int]:
     """Do the pieces in processes of this machine; yields the number of each as it is finished.
 
     A process that dies is replaced, and what it had not finished is done again.
@@ -40,6 +43,7 @@ def local_workers(make: MakeWorker, job: Any, numbers: Sequence[int], workers: i
         job: what it is made from.
         numbers: of the pieces.
         workers: processes at a time.
+        retried: called each time that a process has died and the pieces left are begun again.
 
     Raises:
         RunError: processes keep dying.
@@ -59,6 +63,8 @@ def local_workers(make: MakeWorker, job: Any, numbers: Sequence[int], workers: i
                     f"worker processes died {failures} times without finishing a part, killed from outside or out of "
                     "memory; use fewer --workers or a lower --memory-limit, and --resume"
                 ) from error
+            warn("worker_died", stage="search", pieces_left=len(left))
+            retried()
 
 
 def _one_pool(make: MakeWorker, job: Any, numbers: Sequence[int], workers: int) -> Iterator[int]:

@@ -47,9 +47,15 @@ def test_every_piece_is_done_once(tmp_path):
     assert len(list(tmp_path.iterdir())) == 20
 
 
-def test_a_worker_that_is_killed_is_replaced(tmp_path):
-    assert sorted(local_workers(Scribe, scribe_job(tmp_path, dies=3), range(8), 2)) == list(range(8))
+def test_a_worker_that_is_killed_is_replaced(tmp_path, caplog):
+    retries = []
+    done = local_workers(Scribe, scribe_job(tmp_path, dies=3), range(8), 2, lambda: retries.append(1))
+    assert sorted(done) == list(range(8))
     assert written(tmp_path) == set(range(8))
+    assert retries == [1]
+    (record,) = [record for record in caplog.records if record.name == "stcli"]
+    assert record.event == "worker_died"
+    assert 1 <= record.fields["pieces_left"] <= 8
 
 
 def test_workers_that_keep_dying_end_the_run(tmp_path):
