@@ -73,7 +73,7 @@ class ProgramTower(nn.Module):
                     "packed, so it was changed and is not run; pack it again"
                 )
             try:
-                # Its call, not itself: a module would be registered, and a program can be neither moved nor set to eval.
+                # Its call, not itself: modules are registered, but a program can be neither moved nor set to eval.
                 self._called = torch.export.load(io.BytesIO(content)).module().__call__
             except Exception as error:  # whatever its code raises
                 raise FormatError(f"the artifact's tower program cannot be read ({_first_line(error)})") from error
