@@ -9,6 +9,7 @@ runs on fewer queries, the first of the sample, in a batch as large as a few sec
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,8 +50,11 @@ A batch that shares its work among its queries (Faiss Flat: 83 queries/s on 319,
 on a large one, so the batch grows until it fills the time.
 """
 
-RUN_SECONDS = 3.0
-"""A setting runs on so many of the first queries as take about so long, at least half of it."""
+RUN_SECONDS, LONG_SECONDS = 3.0, 8.0
+"""A setting runs on so many of the first queries as take about so long; longer while a larger batch is faster."""
+
+CHEAPER = 0.9
+"""Share of the time of a query below which a larger batch counts as cheaper."""
 
 LEAST_SECONDS = 0.3
 """A timed run is repeated until it has taken so long: the clocks of a busy machine tell little of less."""
@@ -141,6 +145,7 @@ class Against:
             "targets": list(self._targets),
             "batch_size": self.batch_size,
             "run_seconds": RUN_SECONDS,
+            "long_seconds": LONG_SECONDS,
             "peers": told,
             "left_out": left_out,
             "workloads": workloads,
@@ -215,14 +220,17 @@ class Against:
         yield "exact", using(replace(self.base, exact=True))
 
     def _warm_up(self, trial: Trial, queries: Queries) -> None:
-        """Let the number of queries grow until they take about RUN_SECONDS."""
+        """Let the number of queries grow until they fill the time, and longer while that makes each cheaper."""
         least, wanted = min(LEAST_QUERIES, len(queries)), min(PILOT, len(queries))
-        while wanted > trial.count and (wanted >= 2 * trial.count or trial.count < least):
+        before = math.inf
+        while wanted > trial.count and (wanted >= 2 * trial.count or trial.count < least or wanted == len(queries)):
             trial.count = wanted
             start = time.perf_counter()
             trial.rows = self._run(trial, queries)
             trial.each = (time.perf_counter() - start) / trial.count
-            wanted = min(max(int(RUN_SECONDS / trial.each), least), GROWTH * trial.count, len(queries))
+            seconds = LONG_SECONDS if trial.each < CHEAPER * before else RUN_SECONDS
+            before = trial.each
+            wanted = min(max(int(seconds / trial.each), least), GROWTH * trial.count, len(queries))
 
     def _run(self, trial: Trial, queries: Queries) -> np.ndarray:
         step = self.batch_size

@@ -27,8 +27,9 @@ def _workload(report: Mapping[str, Any], workload: Mapping[str, Any], drawn: boo
     note = (
         f"{workload['queries']:,} queries in batches of {against['batch_size']:,}, {against['threads']} threads for "
         f"everybody, runs in turns after a warm-up: {report['options']['repeat']} of each setting that decides a "
-        f"comparison, one of the others; a slow setting ran on the first queries only, in one batch of up to "
-        f"{against['run_seconds']:g} s (column queries). Stars: planned, and exact. Speeds are those of the "
+        f"comparison, one of the others; a slow setting ran on the first queries only (column queries), in one batch "
+        f"of about {against['run_seconds']:g} s, up to {against['long_seconds']:g} s where a larger one is "
+        "faster. Stars: planned, and exact. Speeds are those of the "
         "fastest setting that reaches the recall; between settings, of a straight line in the logarithm of the speed. "
         "stcli is timed from filter texts to item ids, the others from ready bitmaps to rows."
     )

@@ -19,6 +19,7 @@ def contest(tiny, tmp_path_factory):
         patch.setattr(against, "LEAST_SECONDS", 0.0)
         patch.setattr(against, "LEAST_QUERIES", 47)
         patch.setattr(against, "RUN_SECONDS", 0.0)
+        patch.setattr(against, "LONG_SECONDS", 0.0)
         patch.setattr(against, "missing", lambda name: "faiss is not installed; get it" if name == "faiss" else None)
         stcli.bench(
             tiny.model, tiny.queries, output, **{**OPTIONS, "repeat": 2, "probes": (4,)},
