@@ -130,6 +130,7 @@ class PackConfig:
     allow_model_code: bool = False
     value_models: Sequence[str] = ()
     value_model_file: str | None = None
+    shards: int | None = None
     overwrite: bool = False
     dry_run: bool = False
 
@@ -139,6 +140,7 @@ class PackConfig:
         Raises:
             InputError: an option has no usable value.
         """
+        at_least("--shards", self.shards, 1)
         one_of("--overarch-cache", self.overarch_cache, ("components", "int8", "none"))
         if self.overarch is None and self.overarch_columns is not None:
             raise InputError("--overarch-columns names what an OverArch reads; give --overarch too, or leave it out")

@@ -198,6 +198,14 @@ def pack_model(
         str | None,
         opt.option("--value-models", "JSON file with a formula for each name of a value model.", show_default=False),
     ] = None,
+    shards: Annotated[
+        int | None,
+        opt.option(
+            "--shards",
+            "Split the artifact into so many files of equal bytes; the output is a directory. [default: one file]",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: opt.Overwrite = False,
     dry_run: opt.DryRun = False,
     as_json: opt.AsJson = False,
@@ -216,6 +224,7 @@ def pack_model(
     Examples:
       stcli pack-model items.index -o model.safetensors
       stcli pack-model items.index -o model.safetensors --embedding-dtype float32
+      stcli pack-model items.index -o model --shards 4
       stcli pack-model items.index -o model.safetensors --overarch overarch.json --overarch-cache int8
       stcli pack-model items.index -o model.safetensors --value-model feed='0.5 * task.like + 13.5 * task.reply'
     """  # noqa: D301
@@ -235,6 +244,7 @@ def pack_model(
         allow_model_code=allow_model_code,
         value_models=value_model or (),
         value_model_file=value_models,
+        shards=shards,
         overwrite=overwrite,
         dry_run=dry_run,
     )

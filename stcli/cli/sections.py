@@ -19,7 +19,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Embeddings": "--embedding-dtype --embeddings --id-column --embedding-column",
         "Scoring": "--overarch --overarch-columns --overarch-cache --tower --allow-model-code --value-model"
         " --value-models",
-        "Output": "--output --overwrite --dry-run",
+        "Output": "--output --shards --overwrite --dry-run",
     },
     "retrieve": {
         "Input": f"{INPUT} --limit --task-embeddings --candidates-column --query-item-column --allow-model-code",

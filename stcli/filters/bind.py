@@ -31,6 +31,13 @@ class TemplatePlan:
     def __init__(self, template: Template, planner: Planner) -> None:
         self.template, self.planner = template, planner
         self._binder = Binder(template, planner.vocabulary, planner.layout)
+        self._over: dict[int, TemplatePlan] = {}
+
+    def over(self, planner: Planner) -> TemplatePlan:
+        """The same template over another index, made once."""
+        if id(planner) not in self._over:  # the plan holds the planner, so that its id stays its own
+            self._over[id(planner)] = TemplatePlan(self.template, planner)
+        return self._over[id(planner)]
 
     def check(
         self, columns: Mapping[str, pa.Array], texts: Sequence[str | None] | None = None

@@ -48,7 +48,9 @@ Tile = tuple[np.ndarray, torch.Tensor]
 class PackedModel(Protocol):
     """What `exact_search` needs of a model."""
 
-    ids: ItemIds
+    @property
+    def ids(self) -> ItemIds:
+        """Ids of the items."""
 
     @property
     def planner(self) -> Planner:

@@ -26,6 +26,9 @@ class FilterSource(Protocol):
     def take(self, queries: np.ndarray) -> FilterSource:
         """The filters of some queries, int64 [b]."""
 
+    def over(self, planner: Planner) -> FilterSource:
+        """The same filters, planned over another index with features of the same names and types."""
+
     def unknown_values(self) -> int:
         """Literals in the filter texts that are no value of their feature."""
 
@@ -47,6 +50,10 @@ class GivenFilters:
     def take(self, queries: np.ndarray) -> GivenFilters:
         """The filters of some queries, int64 [b]."""
         return GivenFilters(self.planner, [self.given[query] for query in queries.tolist()])
+
+    def over(self, planner: Planner) -> GivenFilters:
+        """The same filters, planned over another index."""
+        return GivenFilters(planner, self.given)
 
     def unknown_values(self) -> int:
         """Literals in the filters that are no value of their feature."""
@@ -74,6 +81,10 @@ class BoundFilters:
         chosen = pa.array(queries)
         columns = {name: column.take(chosen) for name, column in self.columns.items()}
         return BoundFilters(self.plan, columns, [self.texts[query] for query in queries.tolist()])
+
+    def over(self, planner: Planner) -> BoundFilters:
+        """The same filters, planned over another index."""
+        return BoundFilters(self.plan.over(planner), self.columns, self.texts)
 
     def unknown_values(self) -> int:
         """Literals in the filter texts that are no value of their feature; bound values are not counted."""

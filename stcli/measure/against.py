@@ -166,7 +166,7 @@ class Against:
         queries = Queries.of(self.model, self.sample.vectors, filters)
         self.items.bitmaps.prepare(queries.trees)
         if truth is None:
-            truth = exact_search(self.model, self.sample.vectors.to(self.model.device), filters, self.k)
+            truth = exact_search(self.model.only, self.sample.vectors.to(self.model.device), filters, self.k)
         judged = Judge(self, queries, truth)
         trials: list[Trial] = []
         for contender, ladder in self._contenders(queries, peers, name, left_out):

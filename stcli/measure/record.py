@@ -30,7 +30,6 @@ from stcli.measure.metrics import (
 from stcli.measure.relevance import listed_recall, relevance
 from stcli.measure.verdict import checks, verdict
 from stcli.ops import native
-from stcli.storage.sizes import bytes_by_group
 
 FILTER_STAGES = (PLANNING, "filter_match", "count_bits", "verify_terms")
 """Operations that only filters need."""
@@ -109,7 +108,7 @@ def assemble(found: Measurements) -> dict[str, Any]:
         "ceilings": dict(found.ceilings) | {"stages": shares(_work(found), found.stages, found.ceilings)},
         "cost": _cost(found.config.price_per_hour, runs[0]["queries_per_s"]["median"]),
         "memory_bytes": dict(found.memory),
-        "index_bytes": bytes_by_group(manifest["arrays"]),
+        "index_bytes": model.bytes_by_group(),
         "filter": _filter(found, truth, filtered),
         "against": found.against,
         "calibration": found.calibration.to_json() if found.calibration else None,

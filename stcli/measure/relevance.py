@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from stcli.errors import InputError
 from stcli.measure.metrics import mean_recall
-from stcli.model.lookup import IdLookup
+from stcli.model.lookup import Lookup
 from stcli.storage.columns import BadRows, read_ids
 from stcli.storage.parquet import Table
 
@@ -20,7 +20,7 @@ UNKNOWN = -2
 """Row of an id that is no item: nothing that is returned equals it."""
 
 
-def rows_of_lists(column: pa.Array, lookup: IdLookup, where: str) -> list[np.ndarray]:
+def rows_of_lists(column: pa.Array, lookup: Lookup, where: str) -> list[np.ndarray]:
     """Rows of the item ids in each list, int64, in order; `UNKNOWN` for an id that is no item; null is empty.
 
     Raises:
@@ -34,7 +34,7 @@ def rows_of_lists(column: pa.Array, lookup: IdLookup, where: str) -> list[np.nda
     return np.split(np.where(rows < 0, UNKNOWN, rows), np.cumsum(lengths)[:-1])
 
 
-def read_truth(table: Table, id_column: str, item_column: str, ids: pa.Array, lookup: IdLookup) -> list[np.ndarray]:
+def read_truth(table: Table, id_column: str, item_column: str, ids: pa.Array, lookup: Lookup) -> list[np.ndarray]:
     """The item rows that a ground-truth table has for some queries, best first.
 
     Args:

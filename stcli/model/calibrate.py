@@ -132,11 +132,14 @@ class Sample:
         ).cpu()
         place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
         offsets = [segment.get_buffer("cluster_offsets").cpu() for segment in model.segments]
-        cluster = model.read(
-            true.rows, lambda number, own: torch.searchsorted(offsets[number], own.clamp(min=0), right=True) - 1, 0
-        )
+
+        def place_of(number: int, own: torch.Tensor) -> torch.Tensor:
+            if not model.segments[number].probed:
+                return torch.zeros_like(own)  # found with any number of probes
+            return place.gather(1, torch.searchsorted(offsets[number], own.clamp(min=0), right=True) - 1)
+
         hits = torch.zeros(len(narrow), model.num_clusters, dtype=torch.float64)
-        hits.scatter_add_(1, place.gather(1, cluster), (true.rows >= 0).double())
+        hits.scatter_add_(1, model.read(true.rows, place_of, 0), (true.rows >= 0).double())
         return self._share(hits.cumsum(1))
 
     def recall(self, probes: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ the row lies, so that nothing here depends on how the items are spread.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -18,7 +19,8 @@ from torch import nn
 from stcli.errors import InputError
 from stcli.filters.program import FilterBatch, Planner, moved
 from stcli.filters.source import FilterSource
-from stcli.model.lookup import IdLookup
+from stcli.model.joined import JoinedIds, LivingLookup, interleave_ranks, open_segments
+from stcli.model.lookup import Ids, Lookup
 from stcli.model.overarch import OverArch, embeddings_at
 from stcli.model.placement import Placement
 from stcli.model.segment import Segment
@@ -29,7 +31,8 @@ from stcli.ops.rescore import rescore
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.storage.artifact import Artifact
-from stcli.storage.ids import ItemIds
+from stcli.storage.artifact_set import ArtifactSet
+from stcli.storage.sizes import bytes_by_group
 from stcli.types import Candidates, Embeddings, Postings, SearchIndex
 
 WORDS_BYTES = 512 << 20
@@ -80,27 +83,40 @@ class Corpus(nn.Module):
     """The items of an artifact.
 
     Attributes:
-        manifest: of the artifact.
+        manifest: of the artifact, or of the first one of a set.
+        num_items: N, the items that may be returned.
+        fingerprint: of the artifact or set.
+        ids: of the rows.
+        lookup: rows by id.
+        rank_shift: how ranks of fresh items lie among those of the others, see `interleave_ranks`; None without any.
         words_bytes: bytes that the admitted words of a tile of queries may take.
         tile_queries: queries that are searched at once.
         warnings: what its user should know of what happened.
 
     Args:
-        artifact: an opened artifact.
+        artifact: an opened artifact, or a set of several.
         backend: see `ops/dispatch.py`.
     """
 
-    def __init__(self, artifact: Artifact, backend: str = "auto") -> None:
+    def __init__(self, artifact: Artifact | ArtifactSet, backend: str = "auto") -> None:
         super().__init__()
-        self.manifest: dict[str, Any] = artifact.manifest
         self.backend = backend
         self.words_bytes = WORDS_BYTES
         self.tile_queries = TILE_QUERIES
         self.warnings: list[str] = []
-        self.parts = nn.ModuleList([Segment(artifact, backend)])
-        self.tower = load_tower(self.manifest.get("tower"), artifact.arrays)
-        self.ids: ItemIds = self.segments[0].ids
-        self.lookup: IdLookup = self.segments[0].lookup
+        segments = open_segments(artifact, backend)
+        first, self.parts = segments[0], nn.ModuleList(segments)
+        self.manifest = first.manifest
+        self.num_items, self.fingerprint = first.num_rows, str(artifact.manifest["fingerprint"])
+        self.ids: Ids = first.ids
+        self.lookup: Lookup = first.lookup
+        self.rank_shift: torch.Tensor | None = None
+        if isinstance(artifact, ArtifactSet):
+            self.num_items = int(artifact.manifest["num_items"])
+            self.ids, self.lookup = JoinedIds(segments), LivingLookup(segments)
+            self.rank_shift = None if artifact.fresh is None else interleave_ranks(segments)
+        arrays = artifact.arrays if isinstance(artifact, Artifact) else artifact.shards[0].arrays
+        self.tower = load_tower(self.manifest.get("tower"), arrays)
 
     def place(self, device: torch.device, placement: Placement) -> None:
         """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
@@ -117,11 +133,6 @@ class Corpus(nn.Module):
     def segments(self) -> tuple[Segment, ...]:
         """The runs of rows, in order."""
         return tuple(self.parts)  # type: ignore[arg-type]
-
-    @property
-    def num_items(self) -> int:
-        """N."""
-        return int(self.manifest["num_items"])
 
     @property
     def num_words(self) -> int:
@@ -142,11 +153,6 @@ class Corpus(nn.Module):
     def query_dim(self) -> int:
         """Dimensions that a query must have: those of the packed embeddings, or of the index if none are packed."""
         return int(self.manifest["embedding_dim"] or self.manifest["dim"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the artifact."""
-        return str(self.manifest["fingerprint"])
 
     @property
     def device(self) -> torch.device:
@@ -170,8 +176,18 @@ class Corpus(nn.Module):
 
     def forget_plans(self) -> None:
         """Plan filters anew, as for filters that were never seen."""
+        made: dict[int, Planner] = {}
+        for old, segment in [(segment.planner, segment) for segment in self.segments]:
+            if id(old) not in made:
+                made[id(old)] = Planner(old.vocabulary, old.layout)
+            segment.planner = made[id(old)]
+
+    def bytes_by_group(self) -> dict[str, int]:
+        """Bytes of what serves each purpose, of all segments; see `stcli.storage.sizes`."""
+        sizes: Counter[str] = Counter()
         for segment in self.segments:
-            segment.planner = Planner(segment.planner.vocabulary, segment.planner.layout)
+            sizes.update(bytes_by_group(segment.manifest["arrays"]))
+        return dict(sizes)
 
     @property
     def column_bytes(self) -> list[np.ndarray | None]:
@@ -254,8 +270,11 @@ class Corpus(nn.Module):
             Runs of queries: how many, and their filters for each segment.
         """
         planned = filters.batch(start, stop)
+        others = [filters.over(segment.planner) for segment in self.segments if segment.planner is not self.planner]
         for count, batch in planned.split(planned.num_filters if most is None else most):
-            yield count, (batch,)
+            own = iter([other.batch(start, start + count) for other in others])
+            yield count, tuple(batch if segment.planner is self.planner else next(own) for segment in self.segments)
+            start += count
 
     def admit(self, filters: Sequence[FilterBatch], allowed: Words | None = None) -> tuple[Admitted, ...]:
         """Evaluate the filters of a tile on the bit matrix of each segment.
@@ -275,10 +294,7 @@ class Corpus(nn.Module):
 
     def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
         """Queries for the cosine metric have length 1; others are left alone."""
-        if self.manifest["metric"] != "cosine":
-            return vectors
-        lengths = vectors.norm(dim=1, keepdim=True)
-        return vectors / torch.where(lengths == 0, 1, lengths)
+        return self.segments[0].normalized(vectors)
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
@@ -372,7 +388,14 @@ class Corpus(nn.Module):
 
     def ranks(self, rows: torch.Tensor) -> torch.Tensor:
         """Place of each item in the order of all ids, int64 [b, M]; any number in empty slots."""
-        return self.read(rows, lambda number, own: self.segments[number].ranks[own.clamp(min=0)], 0)
+
+        def rank(number: int, own: torch.Tensor) -> torch.Tensor:
+            ranks = self.segments[number].ranks[own.clamp(min=0)]
+            if self.rank_shift is None or number == len(self.segments) - 1:
+                return ranks
+            return ranks + torch.searchsorted(self.rank_shift.to(ranks.device), ranks, right=True)
+
+        return self.read(rows, rank, 0)
 
     def take_best(self, rows: torch.Tensor, scores: torch.Tensor, k: int) -> Candidates:
         """The k best of candidates [b, M], by score, then by id; see `stcli.ops.take_best`."""

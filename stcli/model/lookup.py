@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,24 @@ import torch
 
 from stcli.ops.map_ids import IdTable, id_table, map_ids
 from stcli.storage.ids import ItemIds
+
+
+class Ids(Protocol):
+    """Item ids by row."""
+
+    @property
+    def is_string(self) -> bool:
+        """Ids are strings."""
+
+    def take(self, rows: np.ndarray) -> pa.Array:
+        """Ids of rows int64 [M]."""
+
+
+class Lookup(Protocol):
+    """Rows by item id."""
+
+    def rows_of(self, wanted: pa.Array) -> np.ndarray:
+        """Row of each id, int64 [M]; -1 for an id that is no item, is null, or has another type."""
 
 
 class IdLookup:

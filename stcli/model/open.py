@@ -9,7 +9,7 @@ import torch
 from stcli.model.placement import Placement
 from stcli.model.program import ProgramTower
 from stcli.model.retriever import Retriever
-from stcli.storage.artifact import open_artifact_file
+from stcli.storage.artifact_set import open_files
 
 
 def open_artifact(
@@ -21,10 +21,10 @@ def open_artifact(
     placement: Placement | None = None,
     allow_model_code: bool = False,
 ) -> Retriever:
-    """Open an artifact made by `pack_model`; its tensors are mapped and load when they are touched.
+    """Open an artifact made by `pack_model`, or a set of them; tensors are mapped and load when they are touched.
 
     Args:
-        path: the .safetensors file.
+        path: the .safetensors file, or the directory of a set.
         device: where the search tensors go; the CPU maps the file, a GPU copies it.
         backend: see `ops/dispatch.py`.
         verify: check the hash of every tensor first.
@@ -36,9 +36,9 @@ def open_artifact(
         A `Retriever`, ready to be called.
 
     Raises:
-        FormatError: not an artifact, truncated, edited or of another version.
+        FormatError: not an artifact, truncated, edited or of another version; or a file of a set is missing or foreign.
     """
-    retriever = Retriever(open_artifact_file(Path(path), verify), backend)
+    retriever = Retriever(open_files(Path(path), verify), backend)
     if isinstance(retriever.tower, ProgramTower):
         retriever.tower.allowed = allow_model_code
     if placement is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from stcli.storage.ids import ItemIds
+from stcli.model.lookup import Ids
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Results:
     routes: torch.Tensor
     probes: torch.Tensor
     admitted: torch.Tensor
-    ids: ItemIds
+    ids: Ids
     ann_scores: torch.Tensor | None = None
     task_matrix: torch.Tensor | None = None
     tasks: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def without(results: Results, empty: torch.Tensor) -> Results:
     )
 
 
-def concatenate(parts: list[Results], ids: ItemIds, k: int) -> Results:
+def concatenate(parts: list[Results], ids: Ids, k: int) -> Results:
     """Join the results of consecutive query tiles."""
     if len(parts) == 1:
         return parts[0]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from stcli.model.corpus import Admitted, Corpus, admitted_counts
+from stcli.model.corpus import Admitted, Corpus
 from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, shared_floor_probes
 from stcli.model.results import Results
 from stcli.model.segment import Segment
@@ -99,7 +100,7 @@ class Search:
             _Run(segment, admitted, tile.excluded, options.verify)
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
-        self.admitted = admitted_counts(tile.admitted)
+        self.admitted = torch.stack([run.counts for run in self.runs]).sum(0)
         self.nearest: torch.Tensor | None = (
             None  # clusters of all queries, int64 [B, P], where they are looked at twice
         )
@@ -242,13 +243,14 @@ class Search:
         least = floors - self._slack(queries, which) if floored else None
         parts = []
         for run in self.runs:
-            parts.append(
-                search_clusters(
-                    queries, run.index, probes, run.words, run.lines[which], k0=k0, excluded=run.excluding(which),
-                    floors=least, backend=self.backend,
-                )
-            )  # fmt: skip
-            work[which] += run.index.clusters.offsets.diff()[probes].masked_fill(unused, 0).sum(1)
+            args = (run.words, run.lines[which])
+            more: dict[str, Any] = {"k0": k0, "excluded": run.excluding(which), "backend": self.backend}
+            if run.segment.probed:
+                parts.append(search_clusters(queries, run.index, probes, *args, floors=least, **more))
+                work[which] += run.index.clusters.offsets.diff()[probes].masked_fill(unused, 0).sum(1)
+            else:  # few rows in clusters of their own
+                parts.append(search_rows(queries, run.index, *args, floors=least, **more))
+                work[which] += run.counts[which]
         return self._merged(parts, k0)
 
     def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
@@ -314,6 +316,7 @@ class _Run:
     def __init__(self, segment: Segment, admitted: Admitted, excluded: Lines | None, verify: bool) -> None:
         self.segment, self.admitted = segment, admitted
         self.index, self.words, self.lines = segment.index, admitted.words, admitted.line_of_query
+        self.counts = admitted.counts()
         self._excluded = excluded
         if excluded is not None and segment.base:
             self._excluded = replace(excluded, values=excluded.values - segment.base)  # others are no row of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,21 @@ from stcli.model.lookup import IdLookup
 from stcli.model.overarch import load_overarch
 from stcli.model.placement import GROUPS, Placement
 from stcli.model.planner import REACHED_SHARE
+from stcli.ops.bloom_hash import in_block
 from stcli.ops.filter_match import filter_match
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
-from stcli.types import BitMatrix, Clusters, Embeddings, Postings, Quantized, SearchIndex
+from stcli.types import (
+    BLOCK_ROWS,
+    LEAF_BLOOM,
+    BitMatrix,
+    Clusters,
+    Embeddings,
+    Postings,
+    Program,
+    Quantized,
+    SearchIndex,
+)  # fmt: skip
 
 
 class Segment(nn.Module):
@@ -25,6 +37,9 @@ class Segment(nn.Module):
 
     Attributes:
         base: row of its first item among the rows of all segments.
+        first_block: block of the bit matrix that its first row has in the index it was cut from.
+        living_words: int64 [W] words of the rows that may be returned, on the host, or None for all.
+        probed: its clusters are those of the first segment, so that probes chosen there hold here.
         planner: of its vocabulary.
         terms: exact terms of its items.
 
@@ -32,11 +47,20 @@ class Segment(nn.Module):
         artifact: an opened artifact.
         backend: see `ops/dispatch.py`.
         base: see above.
+        planner: see above; made from the artifact if None.
+        living: int64 [W] words of the rows that may be returned, or None for all.
     """
 
     codes: torch.Tensor
 
-    def __init__(self, artifact: Artifact, backend: str = "auto", base: int = 0) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        backend: str = "auto",
+        base: int = 0,
+        planner: Planner | None = None,
+        living: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         manifest, arrays = artifact.manifest, artifact.arrays
         self.manifest: dict[str, Any] = manifest
@@ -44,13 +68,17 @@ class Segment(nn.Module):
         for name in _BUFFERS:
             if name in arrays:
                 self.register_buffer(name, torch.from_numpy(arrays[name]), persistent=False)
-        vocabulary = load_vocabulary(arrays, manifest["filter"])
-        self.planner = Planner(vocabulary, load_layout(arrays, manifest["filter"]))
+        described = manifest["filter"]
+        self.planner = planner or Planner(load_vocabulary(arrays, described), load_layout(arrays, described))
+        self.first_block = int(manifest.get("shard", {}).get("first_row", 0)) // BLOCK_ROWS
+        self.register_buffer("living", living, persistent=False)
+        self.living_words = living
+        self.probed = True
         self.terms: Postings = load_terms(arrays)
         self.ids = ItemIds.from_arrays(arrays)
         self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
         self.column_bytes: np.ndarray | None = arrays.get("columns")
-        matrix = load_matrix(arrays, manifest["filter"], manifest["num_items"])
+        matrix = load_matrix(arrays, described, manifest["num_items"])
         self.register_buffer("own_words", matrix.own, persistent=False)
         self.register_buffer("bloom_words", matrix.bloom, persistent=False)
         self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
@@ -75,6 +103,11 @@ class Segment(nn.Module):
         return int(self.manifest["num_items"])
 
     @property
+    def num_items(self) -> int:
+        """N, where the segment is read by itself."""
+        return self.num_rows
+
+    @property
     def end(self) -> int:
         """The row after its last one among the rows of all segments."""
         return self.base + self.num_rows
@@ -88,6 +121,12 @@ class Segment(nn.Module):
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.codes.device
+
+    def living_rows(self) -> np.ndarray:
+        """The rows that may be returned, int64, ascending."""
+        if self.living_words is None:
+            return np.arange(self.num_rows)
+        return np.flatnonzero(np.unpackbits(self.living_words.numpy().view(np.uint8), bitorder="little"))
 
     @property
     def embeddings(self) -> Embeddings | None:
@@ -104,6 +143,10 @@ class Segment(nn.Module):
     def ranks(self) -> torch.Tensor:
         """Place of each item in the order of all ids, int64 [N]."""
         return self.get_buffer("id_rank")
+
+    def set_ranks(self, ranks: np.ndarray) -> None:
+        """Say the place of each item in the order of the ids of all segments, int64 [N]."""
+        self.register_buffer("id_rank", torch.from_numpy(ranks).to(self.device), persistent=False)
 
     @property
     def index(self) -> SearchIndex:
@@ -131,6 +174,13 @@ class Segment(nn.Module):
             self.num_rows,
         )
 
+    def normalized(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Queries for the cosine metric have length 1; others are left alone."""
+        if self.manifest["metric"] != "cosine":
+            return vectors
+        lengths = vectors.norm(dim=1, keepdim=True)
+        return vectors / torch.where(lengths == 0, 1, lengths)
+
     def admit(
         self, filters: FilterBatch, allowed: torch.Tensor | None, most: int
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
@@ -147,13 +197,29 @@ class Segment(nn.Module):
         """
         words = self._room(filters.num_filters + 1, most + 1)
         if filters.program is not None:
-            filter_match(self.matrix, filters.program, out=words[:-1], backend=self.backend)
-        line_of_query = filters.filter_of_query
-        if allowed is None:
+            filter_match(self.matrix, self._local(filters.program), out=words[:-1], backend=self.backend)
+        line_of_query, living = filters.filter_of_query, self._optional("living")
+        if allowed is None and living is None:
             return (words[:-1] if filters.program is not None else None), line_of_query
-        words[-1] = allowed
+        if living is not None:
+            words[-1] = living if allowed is None else living & allowed.to(living.device)
+        elif allowed is not None:
+            words[-1] = allowed
         words[:-1] &= words[-1]
         return words, torch.where(line_of_query >= 0, line_of_query, len(words) - 1)
+
+    def _local(self, program: Program) -> Program:
+        """A program whose Bloom leaves read the blocks of this segment as blocks of the index it was cut from."""
+        if not self.first_block:
+            return program
+        leaves = program.leaves.clone()
+        bloom = leaves[:, 0] == LEAF_BLOOM
+        leaves[bloom, 1] = in_block(leaves[bloom, 1], self.first_block)
+        return replace(program, leaves=leaves)
+
+    def _optional(self, name: str) -> torch.Tensor | None:
+        tensor: torch.Tensor | None = getattr(self, name, None)
+        return tensor
 
     def _room(self, lines: int, most: int) -> torch.Tensor:
         """Where the words of a tile are written: the pages of a fresh tensor cost more than filling them."""

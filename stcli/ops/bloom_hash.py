@@ -43,6 +43,15 @@ def bloom_positions(terms: torch.Tensor, blocks: torch.Tensor, widths: torch.Ten
     return torch.stack(rows, -1)
 
 
+def in_block(terms: torch.Tensor, first_block: int) -> torch.Tensor:
+    """Numbers int64 that have the Bloom rows in block b that `terms` have in block `first_block + b`.
+
+    The hash begins with a sum of term and block, in which a block is worth a multiple of a term: the golden constant
+    is odd, so it has an inverse.
+    """
+    return terms + _wrapped(first_block * pow(_GOLDEN, -1, 1 << 64))
+
+
 def bloom_rates(lengths: torch.Tensor, width: int, num_hashes: int) -> torch.Tensor:
     """Give the share of terms that the Bloom rows of an item admit though it does not have them.
 
@@ -75,6 +84,11 @@ def _factors(width: int, num_hashes: int) -> list[float]:
         different = [x + y for x, y in zip([*same, 0.0], [0.0, *new], strict=True)]
     most = min(num_hashes, width)
     return [(-1) ** i * sum(math.comb(d, i) * different[d] for d in range(i, most + 1)) for i in range(most + 1)]
+
+
+def _wrapped(value: int) -> int:
+    """The int64 with the lowest 64 bits of a number."""
+    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _shift(x: torch.Tensor, count: int) -> torch.Tensor:

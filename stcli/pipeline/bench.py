@@ -125,6 +125,7 @@ class Bench:
 
     def __init__(self, model: Retriever, queries: Sequence[str], config: BenchConfig, progress: Progress) -> None:
         self.model, self.config, self.progress = model, config, progress
+        _ = model.only  # the truth and the peers read one file
         self.k = min(config.k, model.num_items)
         self.paper = bool(model.manifest["filter"]["paper"])
         self.reader = QueryReader(model, config.id_column, config.embedding_column, config.filter_column)
@@ -311,7 +312,7 @@ class Bench:
 
         def search(tiles: Iterable[Tile] | None) -> Truth:
             return exact_search(
-                self.model, vectors, sample.filters, self.k, tiles=tiles, asked=asked,
+                self.model.only, vectors, sample.filters, self.k, tiles=tiles, asked=asked,
                 done=lambda items: self.progress("truth", items, self.model.num_items, "items"),
             )  # fmt: skip
 

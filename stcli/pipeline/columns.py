@@ -20,7 +20,8 @@ class KeptColumns:
 
     def __init__(self, *data: np.ndarray | None) -> None:
         parts = [pa.ipc.open_file(pa.py_buffer(part)).read_all() for part in data if part is not None]
-        self._table = pa.concat_tables(parts) if parts else pa.table({})
+        joined = pa.concat_tables(parts) if parts else pa.table({})
+        self._table = joined if len(parts) < 2 else joined.unify_dictionaries()
 
     @property
     def schema(self) -> pa.Schema:
@@ -31,6 +32,13 @@ class KeptColumns:
         """Values of a column at rows int64 [M]."""
         taken = self._table[name].take(pa.array(rows))
         return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
+
+    def slice_bytes(self, first: int, end: int) -> np.ndarray:
+        """Rows first … end - 1 as the bytes of an Arrow file, uint8."""
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, self._table.schema) as writer:
+            writer.write_table(self._table.slice(first, end - first))
+        return np.frombuffer(sink.getvalue(), np.uint8)
 
     def kinds(self) -> dict[str, str]:
         """What each column is in a formula, see `formula_kind`."""

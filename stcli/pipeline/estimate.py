@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from stcli.index.kmeans import default_num_clusters
 from stcli.pipeline.memory import MemoryWatch
+from stcli.pipeline.shards import cut_blocks, shard_bytes
+from stcli.storage.index_dir import IndexDir
 from stcli.storage.parquet import Table
 from stcli.storage.sizes import array_bytes, bytes_by_group
 
@@ -66,31 +68,44 @@ def estimate_build(table: Table, clusters: int | None, build: Callable[[Table, P
 
 
 def estimate_pack(
-    manifest: Mapping[str, Any], dtype: str, dim: int, learned: Mapping[str, Mapping[str, Any]]
+    index: IndexDir, dtype: str, dim: int, learned: Mapping[str, Mapping[str, Any]], shards: int | None
 ) -> dict[str, Any]:
     """Bytes and seconds of packing an index with embeddings of `dim` dimensions.
 
     Args:
-        manifest: of the index.
+        index: the index.
         dtype, dim: of the packed embeddings.
         learned: arrays of tower and OverArch, as a manifest describes them; writing them is in the seconds, computing
             them is not.
+        shards: files to cut the artifact into, or None for one.
+
+    Raises:
+        InputError: the items are too few for so many shards.
     """
+    arrays = pack_arrays(index, dtype, dim) | dict(learned)
+    total = sum(array_bytes(entry) for entry in arrays.values())
+    found = {
+        "counts": {"items": int(index.manifest["num_items"]), "embedding_dim": dim},
+        "bytes": bytes_by_group(arrays),
+        "timings_s": {"total": round(total / PACK_BYTES_PER_S * (1 if shards is None else 2), 2)},
+    }
+    if shards is not None:
+        found["shards"] = shard_bytes(arrays, index.arrays, cut_blocks(arrays, index.arrays, shards))
+    return found
+
+
+def pack_arrays(index: IndexDir, dtype: str, dim: int) -> dict[str, Any]:
+    """Type and shape of the arrays that an index is packed to, but for learned layers."""
+    manifest = index.manifest
     num_items = int(manifest["num_items"])
     arrays: dict[str, Any] = {name: entry for name, entry in manifest["arrays"].items() if name != "embeddings"}
-    arrays |= learned
     if dtype != "none":
         arrays["embedding_values"] = {"dtype": dtype, "shape": [num_items, dim]}
         if dtype == "float16":
             arrays["embedding_exponents"] = {"dtype": "int8", "shape": [num_items]}
         if dim == int(manifest["dim"]):
             arrays |= {name: {"dtype": "float32", "shape": [num_items]} for name in ("errors", "norms")}
-    total = sum(array_bytes(entry) for entry in arrays.values())
-    return {
-        "counts": {"items": num_items, "embedding_dim": dim},
-        "bytes": bytes_by_group(arrays),
-        "timings_s": {"total": round(total / PACK_BYTES_PER_S, 2)},
-    }
+    return arrays
 
 
 def estimate_retrieve(job: Job, run: Run, opened: Callable[[Job], Run]) -> dict[str, Any]:
@@ -123,7 +138,7 @@ def estimate_retrieve(job: Job, run: Run, opened: Callable[[Job], Run]) -> dict[
     calibrate = summary["timings_s"]["calibrate"]
     return {
         "counts": {"queries": run.num_rows, "parts": run.num_parts, "sampled": rows},
-        "bytes": {"results": round(written * share), **bytes_by_group(run.model.manifest["arrays"])},
+        "bytes": {"results": round(written * share), **run.model.bytes_by_group()},
         "placement": run.placement.summary() if run.placement else None,
         "timings_s": {
             "calibrate": round(calibrate, 2),

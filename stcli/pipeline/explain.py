@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from stcli.errors import InputError
@@ -65,7 +64,8 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
 
 def count_eligible(segment: Segment, filter: str) -> int:
     """Items of a segment that satisfy a filter by their exact terms."""
-    return int(TermRows(segment.terms, np.arange(segment.num_rows)).eligible(segment.planner.plan(filter)).sum())
+    rows = segment.living_rows()
+    return int(TermRows(segment.terms, rows).eligible(segment.planner.plan(filter)).sum())
 
 
 def rows_read(plan: FilterPlan, model: Retriever) -> int:

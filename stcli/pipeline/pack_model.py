@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from stcli.events import Stages
 from stcli.model.overarch_config import parse_overarch
 from stcli.ops.exponents import half_rows, powers_of_two, row_exponents
 from stcli.pipeline.columns import KeptColumns
-from stcli.pipeline.estimate import estimate_pack
+from stcli.pipeline.estimate import estimate_pack, pack_arrays
 from stcli.pipeline.memory import MemoryWatch
 from stcli.pipeline.pack_overarch import Chunks, pack_overarch
 from stcli.pipeline.pack_tower import pack_tower, tower_summary
+from stcli.pipeline.shards import cut_blocks, write_shards
 from stcli.pipeline.value_models import given_value_models, pack_value_models
 from stcli.pipeline.wide import join_by_id, wide_dimensions
 from stcli.storage import atomic
-from stcli.storage.artifact import write_artifact
+from stcli.storage.artifact import open_artifact_file, write_artifact
+from stcli.storage.artifact_set import write_set
 from stcli.storage.ids import ItemIds
-from stcli.storage.index_dir import open_index
+from stcli.storage.index_dir import IndexDir, open_index
 from stcli.storage.remote import on_any_filesystem
 from stcli.storage.sizes import bytes_by_group, overarch_summary
 from stcli.storage.tensors import LazyArray
@@ -35,6 +37,10 @@ from stcli.storage.weights import read_config
 from stcli.types import pad_dim
 
 CHUNK_ROWS = 1 << 14
+
+WHOLE = "whole.safetensors"
+"""The artifact that shards are cut from; gone when the set is whole."""
+
 FLOAT32_ULP = 2.0**-23
 
 INDEX_KEYS = (
@@ -47,11 +53,11 @@ INDEX_KEYS = (
 def pack_model(
     index: str | Path, output: str | Path, *, progress: Progress = no_progress, **options: Any
 ) -> dict[str, Any]:
-    """Pack an index directory into one artifact.
+    """Pack an index directory into one artifact, or into a set of shards.
 
     Args:
         index: directory made by `build_index`.
-        output: the file to create.
+        output: the file to create; with `shards`, the directory.
         progress: see `stcli.config.Progress`.
         options: fields of `stcli.config.PackConfig`.
 
@@ -68,28 +74,86 @@ def pack_model(
     path = Path(output)
     more = (config.embeddings, config.overarch, config.tower, config.value_model_file)
     inputs = [index, *(source for source in more if source is not None)]
-    atomic.check_output(path, config.overwrite, directory=False, inputs=inputs)
+    atomic.check_output(path, config.overwrite, directory=config.shards is not None, inputs=inputs)
     start = time.perf_counter()
     formulas = given_value_models(config.value_models, config.value_model_file)
     opened = open_index(Path(index))
-    manifest, arrays = opened.manifest, dict(opened.arrays)
-    source = arrays.pop("embeddings")
-    kept = KeptColumns(arrays.get("columns"))
     if config.dry_run:
+        source = opened.arrays["embeddings"]
         wide_dim = int(source.shape[1]) if config.embeddings is None else wide_dimensions(config)
         told = {"command": "pack-model", "dry_run": True, "version": __version__, "options": asdict(config)}
-        return told | _estimate(config, manifest, wide_dim, kept)
-    value_models = pack_value_models(formulas, _tasks(config.overarch), kept)
-    stages = Stages()
-    with MemoryWatch() as memory, atomic.new_file(path, config.overwrite) as partial:
+        return told | _estimate(config, opened, wide_dim)
+    packing = _Packing(config, opened, formulas, progress)
+    shards: dict[str, int] = {}
+    with MemoryWatch() as memory:
+        if config.shards is None:
+            with atomic.new_file(path, config.overwrite) as partial:
+                sealed = packing.write(partial)
+            fingerprint = str(sealed["fingerprint"])
+        else:
+            with atomic.new_directory(path, config.overwrite) as folder:
+                sealed, shards, fingerprint = packing.write_shards(folder, config.shards)
+    return {
+        "command": "pack-model",
+        "version": __version__,
+        "options": asdict(config),
+        "inputs": {
+            "index": str(index),
+            "embeddings": config.embeddings,
+            "overarch": config.overarch,
+            "tower": config.tower,
+        },
+        "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
+        "bytes": bytes_by_group(sealed["arrays"]),
+        "shards": shards,
+        "overarch": overarch_summary(sealed),
+        "tower": tower_summary(sealed),
+        "value_models": {name: model["formula"] for name, model in sealed.get("value_models", {}).items()},
+        "fingerprint": fingerprint,
+        "memory_bytes": memory.summary(),
+        "timings_s": {**packing.stages.rounded(), "total": round(time.perf_counter() - start, 3)},
+        "outputs": {"model": str(path)},
+    }
+
+
+@dataclass
+class _Packing:
+    """One index being packed."""
+
+    config: PackConfig
+    opened: IndexDir
+    formulas: Mapping[str, Any]
+    progress: Progress
+    stages: Stages = field(default_factory=Stages)
+
+    def write_shards(self, folder: Path, count: int) -> tuple[dict[str, Any], dict[str, int], str]:
+        """Write a set of shards; the manifest of the whole, the bytes of each file, and the fingerprint of the set."""
+        opened = self.opened
+        described = pack_arrays(opened, self.config.embedding_dtype, int(opened.manifest["dim"]))
+        cut_blocks(described, opened.arrays, count)  # refuses before any work
+        sealed = self.write(folder / WHOLE)
+        with self.stages("shards"):
+            whole = open_artifact_file(folder / WHOLE)
+            written = write_shards(whole, folder, cut_blocks(sealed["arrays"], whole.arrays, count))
+            (folder / WHOLE).unlink()
+            manifest = write_set(folder, written, body={"tool_version": __version__})
+        sizes = {shard.file: (folder / shard.file).stat().st_size for shard in written}
+        return sealed, sizes, str(manifest["fingerprint"])
+
+    def write(self, path: Path) -> dict[str, Any]:
+        """Write the artifact as one file; its manifest."""
+        config, manifest, arrays = self.config, self.opened.manifest, dict(self.opened.arrays)
+        source = arrays.pop("embeddings")
+        kept = KeptColumns(arrays.get("columns"))
+        value_models = pack_value_models(self.formulas, _tasks(config.overarch), kept)
         wide = source
-        with stages("embeddings"):
+        with self.stages("embeddings"):
             if config.embeddings is not None:
-                wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, partial)
-            packed = _pack_embeddings(wide, config.embedding_dtype, progress)
+                wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, path)
+            packed = _pack_embeddings(wide, config.embedding_dtype, self.progress)
             if wide is source and packed:
                 packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
-        with stages("scoring"):
+        with self.stages("scoring"):
             chunks = _packed_chunks(wide, packed.get("embedding_exponents"))
             overarch, learned = _pack_overarch(config, chunks, len(wide), int(wide.shape[1]), kept)
             tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0, config.allow_model_code)
@@ -106,28 +170,8 @@ def pack_model(
             body["tower"] = tower
         if value_models:
             body["value_models"] = value_models
-        with stages("write"):
-            sealed = write_artifact(partial, arrays | packed | learned | layers, body)
-    return {
-        "command": "pack-model",
-        "version": __version__,
-        "options": asdict(config),
-        "inputs": {
-            "index": str(index),
-            "embeddings": config.embeddings,
-            "overarch": config.overarch,
-            "tower": config.tower,
-        },
-        "counts": {key: sealed[key] for key in ("num_items", "dim", "embedding_dim", "num_clusters")},
-        "bytes": bytes_by_group(sealed["arrays"]),
-        "overarch": overarch_summary(sealed),
-        "tower": tower_summary(sealed),
-        "value_models": {name: model["formula"] for name, model in sealed.get("value_models", {}).items()},
-        "fingerprint": sealed["fingerprint"],
-        "memory_bytes": memory.summary(),
-        "timings_s": {**stages.rounded(), "total": round(time.perf_counter() - start, 3)},
-        "outputs": {"model": str(path)},
-    }
+        with self.stages("write"):
+            return write_artifact(path, arrays | packed | learned | layers, body)
 
 
 def _tasks(overarch: str | None) -> tuple[str, ...] | None:
@@ -185,15 +229,15 @@ def _pack_overarch(
     return entry, arrays
 
 
-def _estimate(config: PackConfig, manifest: dict[str, Any], dim: int, kept: KeptColumns) -> dict[str, Any]:
+def _estimate(config: PackConfig, opened: IndexDir, dim: int) -> dict[str, Any]:
     """What `--dry-run` tells: the arrays of learned layers are described, not computed."""
-    packed = dim if config.embedding_dtype != "none" else 0
-    overarch, learned = _pack_overarch(config, lambda: iter(()), int(manifest["num_items"]), dim, kept)
+    packed, kept = dim if config.embedding_dtype != "none" else 0, KeptColumns(opened.arrays.get("columns"))
+    overarch, learned = _pack_overarch(config, lambda: iter(()), int(opened.manifest["num_items"]), dim, kept)
     _, layers = pack_tower(config.tower, packed, config.allow_model_code)
     described = {
         name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in (learned | layers).items()
     }
-    found = estimate_pack(manifest, config.embedding_dtype, dim, described)
+    found = estimate_pack(opened, config.embedding_dtype, dim, described, config.shards)
     return found | {"overarch": overarch_summary({"overarch": overarch})}
 
 

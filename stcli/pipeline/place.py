@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from stcli.errors import InputError
 from stcli.model.device import free_bytes
 from stcli.model.placement import REQUIRED, Placement, check_wanted, choose_placement, group_bytes
 from stcli.model.planner import default_candidates
-from stcli.storage.artifact import open_artifact_file
+from stcli.storage.artifact_set import ArtifactSet, open_files
 from stcli.storage.sizes import array_bytes
 
 
 def place_artifact(path: str | Path, device: torch.device, config: RetrieveConfig) -> Placement | None:
-    """Choose what of an artifact lies on a GPU; None for the CPU, which maps the file.
+    """Choose what of an artifact or a set lies on a GPU; None for the CPU, which maps the file.
 
     Raises:
         InputError: `--place` does not parse.
@@ -27,22 +28,19 @@ def place_artifact(path: str | Path, device: torch.device, config: RetrieveConfi
     wanted = parse_places(config.place)
     if device.type != "cuda":
         return None
-    manifest = open_artifact_file(Path(path)).manifest
-    return placement_of(manifest, config, free_bytes(device), wanted)
-
-
-def placement_of(
-    manifest: Mapping[str, Any], config: RetrieveConfig, free: int, wanted: Mapping[str, str] | None = None
-) -> Placement:
-    """The placement of an artifact with this manifest on a device with so many bytes free."""
-    num_items = int(manifest["num_items"])
+    opened = open_files(Path(path))
+    manifests = [part.manifest for part in (opened.parts if isinstance(opened, ArtifactSet) else [opened])]
+    num_items = sum(int(manifest["num_items"]) for manifest in manifests)
     candidates = config.rescore or default_candidates(config.k)
+    sizes: Counter[str] = Counter()
+    for manifest in manifests:
+        sizes.update({name: array_bytes(entry) for name, entry in manifest["arrays"].items()})
     return choose_placement(
-        group_bytes({name: array_bytes(entry) for name, entry in manifest["arrays"].items()}),
+        group_bytes(sizes),
         num_items,
         min(2 * candidates, num_items),  # what most proofs of a search of all admitted rows need
-        free,
-        wanted=parse_places(config.place) if wanted is None else wanted,
+        free_bytes(device),
+        wanted=wanted,
         batch_size=config.batch_size,
     )
 

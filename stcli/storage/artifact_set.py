@@ -248,3 +248,12 @@ def link_file(source: Path, target: Path) -> bool:
             raise
     shutil.copyfile(source, target)
     return False
+
+
+def open_files(path: Path, verify: bool = False) -> Artifact | ArtifactSet:
+    """Map an artifact, or all files of a set; with `verify` the hash of every array is checked.
+
+    Raises:
+        FormatError: neither, or damaged, see `open_artifact_file` and `open_set`.
+    """
+    return open_set(path, verify) if (path / MANIFEST).is_file() else open_artifact_file(path, verify)
