@@ -184,7 +184,7 @@ def retrieve(
     ] = 65_536,
     memory_limit: opt.MemoryLimit = None,
     seed: opt.Seed = 0,
-    device: opt.Device = "auto",
+    device: opt.Devices = "auto",
     place: Annotated[
         str | None,
         opt.option(

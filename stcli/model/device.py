@@ -32,6 +32,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_devices(name: str) -> tuple[torch.device, ...]:
+    """The devices that the parts of a run are spread over: every GPU for `cuda:all`, else the one that is named.
+
+    Raises:
+        DeviceError: as `choose_device`.
+    """
+    if name != "cuda:all":
+        return (choose_device(name),)
+    choose_device("cuda")
+    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of a GPU that is free now."""
     return int(torch.cuda.mem_get_info(device)[0])

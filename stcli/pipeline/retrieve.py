@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import torch
 
 from stcli import __version__
 from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
 from stcli.events import Stages, tell
 from stcli.model.calibrate import calibrate
-from stcli.model.device import choose_device, describe_device, fallback_note, limit_threads
+from stcli.model.device import choose_devices, describe_device, fallback_note, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
@@ -28,10 +28,11 @@ from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresh
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
 from stcli.pipeline.estimate import estimate_retrieve
 from stcli.pipeline.item_lists import ItemLists
-from stcli.pipeline.memory import MemoryWatch, limit_arrow, memory_limit
+from stcli.pipeline.memory import MemoryWatch, limit_arrow
 from stcli.pipeline.place import place_artifact
 from stcli.pipeline.prefetch import prefetch
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries, task_columns, user_tower
+from stcli.pipeline.replicas import on_first_device, worker_jobs
 from stcli.pipeline.scoring import run_scoring
 from stcli.pipeline.workers import local_workers, ray_workers
 from stcli.storage import atomic
@@ -93,15 +94,15 @@ def retrieve(
     if config.dry_run:
         atomic.check_output(run.output, config.overwrite or config.resume)
         told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
-        return told | {"device": describe_device(run.model.device)} | estimate_retrieve(job, run, open_run)
+        return told | {"device": ", ".join(map(describe_device, run.devices))} | estimate_retrieve(job, run, open_run)
     with MemoryWatch() as memory:
         summary = run.go(memory)
     summary["inputs"] = {"model": job.model, "queries": list(job.queries)}
     summary["version"], summary["options"] = __version__, asdict(config)
-    summary["device"] = describe_device(run.model.device)
+    summary["device"] = ", ".join(map(describe_device, run.devices))
     summary["placement"] = run.placement.summary() if run.placement else None
     summary["warnings"] += run.model.warnings
-    note = fallback_note(config.device, run.model.device)
+    note = fallback_note(config.device, run.devices[0])
     if note:
         summary["warnings"].append(note)
     summary["memory_bytes"] = memory.summary()
@@ -122,12 +123,18 @@ class Job:
 def open_run(job: Job, progress: Progress = no_progress) -> Run:
     """Open and check the artifact and the query table of a run."""
     config = job.config
-    device = choose_device(config.device)
+    devices = choose_devices(config.device)
+    # The driver of several devices answers nothing itself, so it leaves their memory to the workers.
+    device = devices[0] if len(devices) == 1 else torch.device("cpu")
     limit_threads(config.threads)
     limit = limit_arrow(config.memory_limit)
-    placement = place_artifact(job.model, device, config)
+    placement = place_artifact(job.model, devices[0], config)
     opened = open_artifact(
-        job.model, device=device, backend=config.backend, placement=placement, allow_model_code=config.allow_model_code
+        job.model,
+        device=device,
+        backend=config.backend,
+        placement=placement if device in devices else None,
+        allow_model_code=config.allow_model_code,
     )
     if placement is None:
         opened.words_bytes = min(opened.words_bytes, limit // 4)
@@ -149,7 +156,7 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
     for name in config.columns:
         table.column_type(name, "--columns")
     check_version(table, config.embedding_version, opened)
-    return Run(job, reader, table, scoring, progress, placement)
+    return Run(job, reader, table, scoring, devices, progress, placement)
 
 
 def part_worker(job: Job) -> Callable[[int], None]:
@@ -175,12 +182,13 @@ class Run:
         reader: QueryReader,
         table: Table,
         scoring: ScoringOptions,
+        devices: Sequence[torch.device],
         progress: Progress,
         placement: Placement | None = None,
     ) -> None:
         self.job, self.config, self.output = job, job.config, Path(job.output)
         self.reader, self.table, self.progress, self.placement = reader, table, progress, placement
-        self.scoring = scoring
+        self.scoring, self.devices = scoring, devices
         config = job.config
         self.model = reader.model
         self.num_rows = min(table.num_rows, config.limit or table.num_rows)
@@ -264,15 +272,15 @@ class Run:
 
     def _answer(self, numbers: Sequence[int], writer: ResultsWriter, engine: Engine) -> Iterator[int]:
         """Answer parts here or in workers; yields the number of each once it is written."""
-        config = self.config
-        threads = config.threads or max((os.cpu_count() or 1) // config.workers, 1)
-        memory = memory_limit(config.memory_limit) // config.workers
-        job = replace(self.job, config=replace(config, threads=threads, memory_limit=memory))
-        if config.engine == "ray":
-            on_gpu = self.model.device.type == "cuda"
-            yield from ray_workers(part_worker, job, numbers, config.workers, threads, int(on_gpu))
-        elif config.workers > 1:
-            yield from local_workers(part_worker, job, numbers, config.workers, self._retried)
+        on_ray = self.config.engine == "ray"  # which gives each actor a device of its own
+        jobs = worker_jobs(self.job, self.devices[:1] if on_ray else self.devices)
+        if on_ray:
+            on_gpu = self.devices[0].type == "cuda"
+            job = replace(jobs[0], config=replace(jobs[0].config, device="cuda" if on_gpu else self.config.device))
+            threads = jobs[0].config.threads or 1
+            yield from ray_workers(part_worker, job, numbers, len(jobs), threads, int(on_gpu))
+        elif len(jobs) > 1:
+            yield from local_workers(part_worker, jobs, numbers, self._retried)
         else:
             for number in numbers:
                 self.write_part(writer, engine, number)
@@ -288,7 +296,8 @@ class Run:
         if size is None:
             return None
         seed = config.seed + SEED_APART
-        return audit(self.model, sample_queries(self.reader, self.table, self.num_rows, size, seed), options)
+        sample = sample_queries(self.reader, self.table, self.num_rows, size, seed)
+        return on_first_device(self, open_run, lambda model: audit(model, sample, options))
 
     def _warn_about(self, counts: Counts) -> None:
         if counts.unknown_values:
@@ -386,15 +395,19 @@ class Run:
         if found is None:
             count = max(CALIBRATION_SAMPLE // self.reader.num_vectors, 1)
             sample = sample_queries(self.reader, self.table, self.num_rows, count, self.config.seed)
-            found = calibrate(
-                self.model,
-                sample.vectors,
-                sample.filters,
-                k,
-                self.config.target_recall,
-                seed=self.config.seed,
-                total=self.num_rows * self.reader.num_vectors,
-                allowed=self.lists.allowed,
+            found = on_first_device(
+                self,
+                open_run,
+                lambda model: calibrate(
+                    model,
+                    sample.vectors,
+                    sample.filters,
+                    k,
+                    self.config.target_recall,
+                    seed=self.config.seed,
+                    total=self.num_rows * self.reader.num_vectors,
+                    allowed=self.lists.allowed,
+                ),
             )
         writer.save_calibration(found.to_json())
         return found

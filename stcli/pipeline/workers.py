@@ -32,7 +32,7 @@ PARENT_CHECK_S = 0.5
 
 
 def local_workers(
-    make: MakeWorker, job: Any, numbers: Sequence[int], workers: int, retried: Callable[[], None] = lambda: None
+    make: MakeWorker, jobs: Sequence[Any], numbers: Sequence[int], retried: Callable[[], None] = lambda: None
 ) -> Iterator[int]:
     """Do the pieces in processes of this machine; yields the number of each as it is finished.
 
@@ -40,9 +40,8 @@ def local_workers(
 
     Args:
         make: makes the worker of a process.
-        job: what it is made from.
+        jobs: what the worker of each process is made from.
         numbers: of the pieces.
-        workers: processes at a time.
         retried: called each time that a process has died and the pieces left are begun again.
 
     Raises:
@@ -53,7 +52,7 @@ def local_workers(
     while left:
         finished = len(left)
         try:
-            for number in _one_pool(make, job, sorted(left), workers):
+            for number in _one_pool(make, jobs, sorted(left)):
                 left.discard(number)
                 yield number
         except BrokenProcessPool as error:
@@ -67,10 +66,12 @@ def local_workers(
             retried()
 
 
-def _one_pool(make: MakeWorker, job: Any, numbers: Sequence[int], workers: int) -> Iterator[int]:
-    pool = ProcessPoolExecutor(
-        min(workers, len(numbers)), multiprocessing.get_context("spawn"), _start, (make, job, os.getpid())
-    )
+def _one_pool(make: MakeWorker, jobs: Sequence[Any], numbers: Sequence[int]) -> Iterator[int]:
+    context, count = multiprocessing.get_context("spawn"), min(len(jobs), len(numbers))
+    waiting = context.SimpleQueue()
+    for job in jobs[:count]:
+        waiting.put(job)
+    pool = ProcessPoolExecutor(count, context, _start, (make, waiting, os.getpid()))
     try:
         for future in as_completed([pool.submit(_do, number) for number in numbers]):
             yield future.result()
@@ -85,13 +86,13 @@ def _one_pool(make: MakeWorker, job: Any, numbers: Sequence[int], workers: int) 
 _worker: Callable[[int], None]
 
 
-def _start(make: MakeWorker, job: Any, parent: int) -> None:
-    """Make the worker of this process, which ends when its parent does, however that ends."""
+def _start(make: MakeWorker, waiting: Any, parent: int) -> None:
+    """Make the worker of this process from the next job; it ends when its parent does, however that ends."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    _worker = make(job)
+    _worker = make(waiting.get())
 
 
 def _end_with(parent: int) -> None:

@@ -8,9 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import stcli
-from stcli.errors import InputError, RunError
+from stcli.config import RetrieveConfig
+from stcli.errors import DeviceError, InputError, RunError
+from stcli.model.device import choose_devices
+from stcli.pipeline import retrieve
+from stcli.pipeline.replicas import worker_jobs
 from stcli.pipeline.workers import local_workers, ray_workers
 from tests import process
 from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents
@@ -43,13 +48,13 @@ def written(folder: Path) -> set[int]:
 
 
 def test_every_piece_is_done_once(tmp_path):
-    assert sorted(local_workers(Scribe, scribe_job(tmp_path), range(20), 2)) == list(range(20))
+    assert sorted(local_workers(Scribe, [scribe_job(tmp_path)] * 2, range(20))) == list(range(20))
     assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path, caplog):
     retries = []
-    done = local_workers(Scribe, scribe_job(tmp_path, dies=3), range(8), 2, lambda: retries.append(1))
+    done = local_workers(Scribe, [scribe_job(tmp_path, dies=3)] * 2, range(8), lambda: retries.append(1))
     assert sorted(done) == list(range(8))
     assert written(tmp_path) == set(range(8))
     assert retries == [1]
@@ -60,12 +65,12 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path, caplog):
 
 def test_workers_that_keep_dying_end_the_run(tmp_path):
     with pytest.raises(RunError, match="worker processes died 3 times"):
-        list(local_workers(Scribe, scribe_job(tmp_path, dies=3, always=True), [3], 2))
+        list(local_workers(Scribe, [scribe_job(tmp_path, dies=3, always=True)] * 2, [3]))
 
 
 def test_an_error_of_a_worker_is_raised(tmp_path):
     with pytest.raises(InputError, match="piece 2 is wrong"):
-        list(local_workers(Scribe, scribe_job(tmp_path, fails=2), range(4), 2))
+        list(local_workers(Scribe, [scribe_job(tmp_path, fails=2)] * 2, range(4)))
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -74,6 +79,43 @@ def test_processes_give_the_same_rows(tiny, tmp_path, workers):
     summary = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", workers=workers, threads=1, **RUN)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert summary["counts"]["queries"] == 120
+
+
+def test_a_worker_on_each_device(tiny, tmp_path, monkeypatch):
+    """The driver of several devices calibrates and audits on the first and answers nothing itself."""
+    monkeypatch.setattr(
+        retrieve, "choose_devices", lambda name: [torch.device("cpu")] * (2 if name == "cuda:all" else 1)
+    )
+    more = {"part_rows": 10, "target_recall": 0.9, "audit": 20, **FILTERED}
+    one = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", **more)
+    many = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", device="cuda:all", **more)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert one["audit"] == many["audit"]
+    assert many["device"] == ", ".join([one["device"]] * 2)
+
+
+def test_every_gpu_is_taken(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [str(device) for device in choose_devices("cuda:all")] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [str(device) for device in choose_devices("cuda:2")] == ["cuda:2"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_no_gpu_to_spread_over(tiny, tmp_path):
+    with pytest.raises(DeviceError, match="--device cuda: torch"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", device="cuda:all")
+    with pytest.raises(DeviceError, match="'cuda:all': expected auto, cpu, cuda or cuda:<number>"):
+        stcli.build_index(tiny.items, tmp_path / "index", device="cuda:all")
+
+
+def test_workers_take_the_devices_in_turn():
+    job = retrieve.Job("model", ("queries",), "out", RetrieveConfig(workers=5, threads=3, memory_limit="10GB"))
+    jobs = worker_jobs(job, [torch.device("cuda", 0), torch.device("cuda", 1)])
+    assert [part.config.device for part in jobs] == ["cuda:0", "cuda:1"] * 2 + ["cuda:0"]
+    assert {(part.config.workers, part.config.threads, part.config.memory_limit) for part in jobs} == {
+        (1, 3, 2 * 10**9)
+    }
 
 
 def test_processes_use_the_calibration_and_report_bad_rows(tiny, tmp_path):
