@@ -2,7 +2,7 @@
 
 After the SilverTorch paper, arXiv 2511.14881.
 
-The commands as Python calls: `build_index`, `pack_model`, `retrieve`, `bench`, `inspect`; and
+The commands as Python calls: `build_index`, `pack_model`, `update`, `retrieve`, `bench`, `inspect`; and
 `open_artifact`, which gives the packed model as an `nn.Module`. Names load on first use, so that
 importing the package costs nothing.
 """
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_index": "stcli.pipeline.build_index",
     "pack_model": "stcli.pipeline.pack_model",
+    "update": "stcli.pipeline.update",
     "retrieve": "stcli.pipeline.retrieve",
     "bench": "stcli.pipeline.bench",
     "compare": "stcli.pipeline.compare",

@@ -150,6 +150,34 @@ class PackConfig:
 
 
 @dataclass
+class UpdateConfig:
+    """Options of `update`; see `stcli update --help`."""
+
+    id_column: str | None = None
+    embedding_column: str | None = None
+    item_tower: str | None = None
+    compact: bool = False
+    bad_rows: str = "fail"
+    max_bad_fraction: float = 0.001
+    memory_limit: str | int | None = None
+    device: str = "auto"
+    backend: str = "auto"
+    threads: int | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked without files.
+
+        Raises:
+            InputError: an option has no usable value.
+        """
+        one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
+        fraction("--max-bad-fraction", self.max_bad_fraction)
+        at_least("--threads", self.threads, 1)
+
+
+@dataclass
 class RetrieveConfig:
     """Options of `retrieve`; see `stcli retrieve --help`."""
 

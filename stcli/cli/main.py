@@ -20,6 +20,7 @@ from stcli.cli.json_log import close_log, is_on_stderr
 from stcli.cli.look import explain, inspect
 from stcli.cli.search import bench, retrieve
 from stcli.cli.sections import SectionedCommand
+from stcli.cli.update import update
 from stcli.errors import StcliError
 from stcli.events import tell
 
@@ -28,6 +29,7 @@ HELP = """Filtered embedding retrieval over Parquet: each query with its own fil
 \b
   stcli build-index items.parquet     -o items.index         Parquet  -> index directory
   stcli pack-model  items.index       -o model.safetensors   index    -> one model artifact
+  stcli update      model.safetensors --upsert FILE --delete FILE -o model2/
   stcli retrieve    model.safetensors queries.parquet -o results
   stcli bench       model.safetensors queries.parquet -o report
   stcli compare     report-a report-b                        or two results directories
@@ -46,7 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     suggest_commands=True,
 )
-for command in (build_index, pack_model, retrieve, bench, compare, inspect, explain):
+for command in (build_index, pack_model, update, retrieve, bench, compare, inspect, explain):
     app.command(cls=SectionedCommand, no_args_is_help=True)(command)
 
 

@@ -21,6 +21,11 @@ SECTIONS: dict[str, dict[str, str]] = {
         " --value-models",
         "Output": "--output --shards --overwrite --dry-run",
     },
+    "update": {
+        "Change": "--upsert --delete --compact",
+        "Input": "--id-column --embedding-column --item-tower --bad-rows --max-bad-fraction",
+        "Output": "--output --overwrite --dry-run",
+    },
     "retrieve": {
         "Input": f"{INPUT} --limit --task-embeddings --candidates-column --query-item-column --allow-model-code",
         "Filter": "--filter-column --filter --exclude-column --exclude-items --only-items --item-id-column --verify",

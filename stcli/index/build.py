@@ -27,6 +27,9 @@ ASSIGN_ROWS = 1 << 14
 RATE_SAMPLE, RATE_CHUNK = 256, 16
 """Bloom terms whose false positives are counted, and how many at once."""
 
+ASKED = ("id_column", "embedding_column", "bloom_fpr", "filter_bytes")
+"""Options that the manifest keeps as they were given, for an update; others can be told from the rest of it."""
+
 
 @dataclass
 class Build:
@@ -86,6 +89,7 @@ class Build:
             "nulls_in_lists": staged.dropped_values,
             "filter": describe_filter(matrix, vocabulary, layout, config),
             "columns": staged.columns.column_names if staged.columns is not None else [],
+            "build": {name: getattr(config, name) for name in ASKED},
         }
 
     def _train(self, num_clusters: int) -> Quantized:

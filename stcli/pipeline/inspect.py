@@ -13,6 +13,7 @@ from stcli.measure.report import PAGE, read_report
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.pack_tower import tower_summary
 from stcli.pipeline.place import on_a_gpu
+from stcli.pipeline.update import shares
 from stcli.storage import remote
 from stcli.storage.artifact import open_artifact_file
 from stcli.storage.artifact_set import ArtifactSet, open_set
@@ -112,11 +113,7 @@ def _set(path: str | Path, verify: bool) -> dict[str, Any]:
             "dim": first["dim"],
         },
         "bytes": files | {"total": sum(files.values())},
-        "drift": {
-            "tombstone_share": round(dead / opened.num_rows, 4),
-            "fresh_share": round((opened.num_rows - opened.num_main) / opened.num_rows, 4),
-            **(manifest.get("drift") or {}),
-        },
+        "drift": {**shares(manifest), **(manifest.get("drift") or {})},
         "features": {feature["name"]: _feature(feature) for feature in first["filter"]["features"]},
         "options": {key: first[key] for key in ("metric", "scale", "ids", "embedding_version", "embedding_dtype")},
         "origin": {

@@ -158,7 +158,7 @@ class _Packing:
             overarch, learned = _pack_overarch(config, chunks, len(wide), int(wide.shape[1]), kept)
             tower, layers = pack_tower(config.tower, int(wide.shape[1]) if packed else 0, config.allow_model_code)
         body = {
-            **{key: manifest[key] for key in (*INDEX_KEYS, "item_tower") if key in manifest},
+            **{key: manifest[key] for key in (*INDEX_KEYS, "item_tower", "build") if key in manifest},
             "tool_version": __version__,
             "index": manifest["fingerprint"],
             "embedding_dtype": config.embedding_dtype,

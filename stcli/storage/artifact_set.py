@@ -19,6 +19,8 @@ from stcli.storage.manifest import SET, canonical, check_sealed, hash_array, rea
 
 MANIFEST = "set.json"
 TOMBSTONES = "tombstones.npy"
+MAIN, FRESH, FRESH_ITEMS = "main.safetensors", "fresh.safetensors", "fresh.parquet"
+"""Names of a main index that was not split, of the fresh file, and of the table that it was built from."""
 
 UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS)
 """Why a file cannot be linked where it could be copied: another filesystem, or one without hard links."""
@@ -180,6 +182,28 @@ def open_set(path: Path, verify: bool = False) -> ArtifactSet:
         _there(path, manifest["fresh"]["items"])
     tombstones = _open_tombstones(path, manifest, verify)
     return ArtifactSet(path, manifest, shards, fresh, tombstones)
+
+
+def open_as_set(path: Path) -> ArtifactSet:
+    """Map a set, or a single artifact as the set that it would be, with nothing fresh and nothing dead.
+
+    Raises:
+        FormatError: neither, or damaged.
+    """
+    if path.is_dir():
+        return open_set(path)
+    main = open_artifact_file(path)
+    num_items, num_clusters = main.manifest["num_items"], main.manifest["num_clusters"]
+    shard = Shard(MAIN, main.manifest["fingerprint"], 0, num_items, 0, num_clusters)
+    manifest = {
+        "fingerprint": shard.fingerprint,
+        "num_rows": num_items,
+        "num_items": num_items,
+        "shards": [asdict(shard)],
+        "fresh": None,
+        "tombstones": None,
+    }
+    return ArtifactSet(path, manifest, (main,), None, None)
 
 
 def _there(path: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,35 @@ class ItemIds:
         if self.is_string:
             return self.ids.take(pa.array(rows))
         return pa.array(self.ids.to_numpy()[rows])
+
+    def rows_of(self, wanted: pa.Array) -> np.ndarray:
+        """Row of each id, int64 [M], -1 for what is no item, found by halving the sorted rows.
+
+        Only log2(N) places are read for each id, so that a few are found among many without reading the ids through.
+
+        Args:
+            wanted: int64 or large_string, as the ids are.
+        """
+        if not len(self.order):
+            return np.full(len(wanted), -1, np.int64)
+        if self.is_string:
+            place = np.array([self._string_place(text.as_py().encode()) for text in wanted], np.int64)
+            found = self.order[np.minimum(place, len(self.order) - 1)]
+            same = pc.equal(self.ids.take(pa.array(found)), wanted).to_numpy(zero_copy_only=False)
+            return np.where(same, found, -1)
+        values, keys = self.ids.to_numpy(), wanted.to_numpy()
+        place, end = np.zeros(len(keys), np.int64), np.full(len(keys), len(self.order) - 1)
+        while bool((place < end).any()):
+            middle = (place + end) // 2
+            below = values[self.order[middle]] < keys
+            place, end = np.where(below, middle + 1, place), np.where(below, end, middle)
+        found = self.order[np.minimum(place, len(self.order) - 1)]
+        return np.where(values[found] == keys, found, -1)
+
+    def _string_place(self, key: bytes) -> int:
+        return bisect_left(
+            range(len(self.order)), key, key=lambda place: self.ids[int(self.order[place])].as_py().encode()
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored; see FORMAT.md."""

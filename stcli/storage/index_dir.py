@@ -13,6 +13,7 @@ from stcli.storage.atomic import allocate, write_text
 from stcli.storage.manifest import INDEX, canonical, check_sealed, hash_array, read_json, sealed
 
 MANIFEST = "manifest.json"
+SEAL = ("format", "version", "fingerprint")
 
 
 class IndexWriter:
@@ -61,6 +62,12 @@ class IndexWriter:
         manifest = sealed(INDEX, {**body, "arrays": arrays})
         write_text(self.folder / MANIFEST, canonical(manifest))
         return manifest
+
+
+def add_to_manifest(folder: Path, more: dict[str, Any]) -> None:
+    """Seal an index directory again, with more keys in its manifest."""
+    body = {key: value for key, value in read_json(folder / MANIFEST, "index").items() if key not in SEAL}
+    write_text(folder / MANIFEST, canonical(sealed(INDEX, {**body, **more})))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from stcli.cli.sections import SECTIONS
 from tests import process
 from tests.conftest import Tiny
 
-COMMANDS = ("build-index", "pack-model", "retrieve", "bench", "compare", "inspect", "explain")
+COMMANDS = ("build-index", "pack-model", "update", "retrieve", "bench", "compare", "inspect", "explain")
 
 
 @pytest.fixture

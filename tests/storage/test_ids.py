@@ -56,3 +56,13 @@ def test_many_random_ids():
         seen: set = set()
         expected = [row for row, value in enumerate(given) if value in seen or seen.add(value)]
         assert repeated(column, id_order(column)).tolist() == expected
+
+
+@pytest.mark.parametrize("values", [INTEGERS, TEXTS, [7], ["one"]], ids=["int64", "string", "one", "one text"])
+def test_rows_are_found_by_id(values):
+    ids = ItemIds.of(ids_of(values))
+    strangers = [1, 2**62, -(2**63) + 1, *range(18, 30)] if isinstance(values[0], int) else ["zz", "aa", "\uffff"]
+    wanted = [*reversed(values), *strangers, values[0]]
+    expected = [values.index(value) if value in values else -1 for value in wanted]
+    assert ids.rows_of(ids_of(wanted)).tolist() == expected
+    assert ItemIds.of(ids_of(values).slice(0, 0)).rows_of(ids_of(wanted)).tolist() == [-1] * len(wanted)
