@@ -101,9 +101,8 @@ class Search:
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
         self.admitted = torch.stack([run.counts for run in self.runs]).sum(0)
-        self.nearest: torch.Tensor | None = (
-            None  # clusters of all queries, int64 [B, P], where they are looked at twice
-        )
+        # Clusters of all queries, int64 [B, P], where they are looked at twice.
+        self.nearest: torch.Tensor | None = None
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
