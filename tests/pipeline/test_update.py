@@ -63,6 +63,7 @@ def test_after_a_stream_of_updates_the_results_are_those_of_a_rebuild(stream, ti
     expected = search_file(rebuilt, tiny.vectors[: len(filters)], filters, 50)
     assert all(len(expected[filters.index(text)]) == 50 for text in NEW_FILTERS[:3])
     assert search_parts(sets[-1], tiny.vectors[: len(filters)], filters, 50) == expected
+    assert search_file(sets[-1], tiny.vectors[: len(filters)], filters, 50) == expected
 
 
 def test_a_compacted_set_gives_the_results_of_a_rebuild(stream, tiny, tmp_path):
