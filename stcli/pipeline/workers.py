@@ -130,7 +130,10 @@ def ray_workers(
         raise InputError("--engine ray: Ray is not installed; pip install 'stcli[ray]'") from error
     if not numbers:
         return
+    on_stop = signal.getsignal(signal.SIGTERM)
     ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own there, which prints a trace and leaves with 15
     ray.data.DataContext.get_current().enable_progress_bars = False
     pieces = ray.data.from_items([{"number": number} for number in numbers], override_num_blocks=len(numbers))
     done = pieces.map_batches(

@@ -160,6 +160,21 @@ def test_ctrl_c_ends_the_workers(tiny, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_sigterm_stops_the_driver_of_ray(tiny, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'stcli[ray]'")
+    words = ["retrieve", tiny.model, tiny.queries, "-o", tmp_path / "out", "--k", "10", "--part-rows", "1"]
+    running = process.start(*words, "--engine", "ray", "--threads", "1", "--log-json", tmp_path / "log")
+    while not list((tmp_path / "out.partial").glob("part-*.parquet")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    running.send_signal(signal.SIGTERM)
+    running.communicate()
+    assert running.returncode == 143
+    assert '"event": "stopped"' in (tmp_path / "log").read_text().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_workers_at_all(tiny, tmp_path):
     with pytest.raises(InputError, match="--workers 0"):
         stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", workers=0)
