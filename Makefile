@@ -83,7 +83,8 @@ types: $(STAMP)
 # installed, and equal. Its environment borrows the dependencies of .venv by a .pth file (whose own .pth files, and so the
 # editable install, are not read), and WHEEL_TESTS run in a copy of the tree that has no stcli/ and no kernels/: what is
 # packed and compiled, the texts and kernels that are read at run time, every command, and processes that import stcli.
-WHEEL_TESTS := tests/test_packaging.py tests/cli tests/examples/test_python_api.py tests/filters/test_parse.py \
+WHEEL_TESTS := tests/test_packaging.py tests/cli tests/examples/test_python_api.py \
+  tests/filters/test_parse.py::test_examples_of_the_documentation_work \
   tests/kernels/test_rescore.py tests/ops/test_native.py tests/ops/test_rescore.py \
   tests/pipeline/test_workers.py::test_an_error_of_a_worker_is_raised
 
