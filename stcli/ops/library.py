@@ -1,11 +1,18 @@
 """The operations of the search as custom operators of torch, `torch.ops.stcli.*`, for `torch.export` and its kin.
 
-Each calls the operation of its name with `backend="auto"`, and has a fake form that tells the shape of its result
-without doing the work. Dataclasses are spelled out as tensors, in the order of their fields. A process that loads an
-exported program must have imported this module.
+An operator takes what the operation of its name takes, in that order, but for `backend` and `out`; an operator of torch
+knows no dataclasses, so their fields stand in their place (`flat` spells them out). All this is read off the operation.
+The fake form tells the shape of the result without doing the work. A process that loads an exported program must have
+imported this module.
 """
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,255 +23,136 @@ from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import (
-    BitMatrix,
-    Clusters,
-    Embeddings,
-    Lines,
-    Postings,
-    Program,
-    Quantized,
-    SearchIndex,
-    TermProgram,
-    pad_dim,
-)
+from stcli.types import BitMatrix, Candidates, Program, Quantized
+
+_SCALARS = {Tensor: "Tensor", int: "SymInt", float: "float", bool: "bool"}
+
+_LEFT_OUT = ("backend", "out")
 
 
-@torch.library.custom_op("stcli::quantize_rows", mutates_args=())
-def quantize_rows_op(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and scales, a scale for each row."""
-    found = quantize_rows(vectors)
-    return found.codes, found.scales
+def flat(operation: Callable, *given: Any, **named: Any) -> list[Any]:
+    """The arguments of a call of an operation as its operator takes them."""
+    bound = inspect.signature(operation).bind(*given, **named)
+    bound.apply_defaults()
+    hints = get_type_hints(operation)
+    return [part for one in _taken(operation) for part in _spread(hints[one.name], bound.arguments[one.name])]
 
 
-@quantize_rows_op.register_fake
-def _(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def _taken(operation: Callable) -> list[inspect.Parameter]:
+    return [one for one in inspect.signature(operation).parameters.values() if one.name not in _LEFT_OUT]
+
+
+def _parts(hint: Any) -> list[tuple[str, Any]] | None:
+    """Names and types of what a dataclass or tuple consists of; None for what torch takes as it is."""
+    if is_dataclass(hint):
+        hints = get_type_hints(hint)
+        return [(field.name, hints[field.name]) for field in fields(hint)]
+    return [(str(place), part) for place, part in enumerate(get_args(hint))] if get_origin(hint) is tuple else None
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    """A type without `| None`, and whether it had that."""
+    options = get_args(hint)
+    if NoneType not in options:
+        return hint, False
+    return next(option for option in options if option is not NoneType), True
+
+
+def _declare(name: str, hint: Any, default: str, optional: bool = False) -> list[str]:
+    """A parameter as torch's schema language writes it, spelled out."""
+    hint, may_miss = _without_none(hint)
+    optional, parts = optional or may_miss, _parts(hint)
+    if parts is not None:
+        return [text for part, type_ in parts for text in _declare(f"{name}_{part}", type_, default, optional)]
+    return [f"{_SCALARS[hint]}{'?' if optional else ''} {name}{default}"]
+
+
+def _spread(hint: Any, value: Any) -> list[Any]:
+    """A value as the tensors and numbers that it consists of; None for each of them where it is missing."""
+    hint, _ = _without_none(hint)
+    parts = _parts(hint)
+    if parts is None:
+        return [value]
+    if get_origin(hint) is tuple:
+        values = value or [None] * len(parts)
+    else:
+        values = [None if value is None else getattr(value, name) for name, _ in parts]
+    return [one for (_, type_), part in zip(parts, values, strict=True) for one in _spread(type_, part)]
+
+
+def _gather(hint: Any, given: Iterator[Any]) -> Any:
+    """What `_spread` took apart; None where the first part of something optional is missing."""
+    hint, optional = _without_none(hint)
+    parts = _parts(hint)
+    if parts is None:
+        return next(given)
+    values = [_gather(type_, given) for _, type_ in parts]
+    if optional and values[0] is None:
+        return None
+    return tuple(values) if get_origin(hint) is tuple else hint(*values)
+
+
+def _register(operation: Callable, fake: Callable) -> Callable:
+    """Make an operator of an operation; `fake` takes the same arguments and gives empty tensors of the right shapes."""
+    name, hints = operation.__name__, get_type_hints(operation)
+    taken = _taken(operation)
+    declared: list[str] = []
+    defaults: list[Any] = []
+    for parameter in taken:
+        default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+        declared += _declare(parameter.name, hints[parameter.name], default)
+        defaults += [parameter.default] * (len(declared) - len(defaults))
+    results = _parts(hints["return"])
+    returned = "Tensor" if results is None else f"({', '.join('Tensor' for _ in results)})"
+
+    def call(form: Callable, given: tuple) -> Any:
+        values = iter([*given, *defaults[len(given) :]])  # torch leaves out what equals the defaults at the end
+        found = form(**{parameter.name: _gather(hints[parameter.name], values) for parameter in taken})
+        return found if results is None else tuple(_spread(hints["return"], found))
+
+    operator = torch.library.custom_op(
+        f"stcli::{name}",
+        lambda *given: call(operation, given),
+        mutates_args=(),
+        schema=f"({', '.join(declared)}) -> {returned}",
+    )
+    operator.register_fake(lambda *given: call(fake, given))
+    return operator
+
+
+# In the fake forms sizes come from `shape`: len() would fix the number of queries in an exported program.
+
+
+def _quantized(vectors: Tensor, scale: float | None, pad_to: int) -> Quantized:
     rows, dim = vectors.shape
-    return vectors.new_empty(rows, pad_dim(dim), dtype=torch.int8), vectors.new_empty(rows, dtype=torch.float32)
+    codes = vectors.new_empty(rows, (dim + pad_to - 1) // pad_to * pad_to, dtype=torch.int8)
+    return Quantized(codes, vectors.new_empty(rows, dtype=torch.float32))
 
 
-@torch.library.custom_op("stcli::filter_match", mutates_args=())
-def filter_match_op(
-    own: Tensor,
-    bloom: Tensor,
-    bloom_offsets: Tensor,
-    num_hashes: int,
-    num_items: int,
-    leaves: Tensor,
-    ops: Tensor,
-    op_offsets: Tensor,
-    max_depth: int,
-) -> Tensor:
-    """Words of the admitted items of each filter."""
-    exact = torch.zeros(len(op_offsets) - 1, dtype=torch.bool, device=ops.device)
-    matrix = BitMatrix(own, bloom, bloom_offsets, num_hashes, num_items)
-    return filter_match(matrix, Program(leaves, ops, op_offsets, exact, max_depth))
+def _words(matrix: BitMatrix, program: Program) -> Tensor:
+    return matrix.own.new_empty(program.op_offsets.shape[0] - 1, matrix.own.shape[1])
 
 
-@filter_match_op.register_fake
-def _(
-    own: Tensor,
-    bloom: Tensor,
-    bloom_offsets: Tensor,
-    num_hashes: int,
-    num_items: int,
-    leaves: Tensor,
-    ops: Tensor,
-    op_offsets: Tensor,
-    max_depth: int,
-) -> Tensor:
-    return own.new_empty(op_offsets.shape[0] - 1, own.shape[1])
+def _probes(queries: Quantized, num_probes: int, **_: Any) -> Tensor:
+    return queries.codes.new_empty(queries.scales.shape[0], num_probes, dtype=torch.int64)
 
 
-@torch.library.custom_op("stcli::choose_probes", mutates_args=())
-def choose_probes_op(
-    query_codes: Tensor, query_scales: Tensor, centroid_codes: Tensor, centroid_scales: Tensor, num_probes: int
-) -> Tensor:
-    """Clusters of each query, best first; `num_probes` is at most their number."""
-    queries, centroids = Quantized(query_codes, query_scales), Quantized(centroid_codes, centroid_scales)
-    return choose_probes(queries, centroids, num_probes=num_probes)
+def _candidates(queries: Quantized, k0: int, **_: Any) -> Candidates:
+    shape = queries.scales.shape[0], k0
+    return Candidates(queries.scales.new_empty(shape, dtype=torch.int64), queries.scales.new_empty(shape))
 
 
-@choose_probes_op.register_fake
-def _(
-    query_codes: Tensor, query_scales: Tensor, centroid_codes: Tensor, centroid_scales: Tensor, num_probes: int
-) -> Tensor:
-    return query_codes.new_empty(query_scales.shape[0], num_probes, dtype=torch.int64)
+def _best(rows: Tensor, scores: Tensor, k: int, **_: Any) -> Candidates:
+    return Candidates(rows.new_empty(rows.shape[0], k), scores.new_empty(rows.shape[0], k))
 
 
-def _bounds(norms: Tensor | None, errors: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    return None if norms is None or errors is None else (norms, errors)
-
-
-def _lines(values: Tensor | None, begins: Tensor | None, ends: Tensor | None) -> Lines | None:
-    return None if values is None or begins is None or ends is None else Lines(values, begins, ends)
-
-
-@torch.library.custom_op("stcli::search_clusters", mutates_args=())
-def search_clusters_op(
-    query_codes: Tensor,
-    query_scales: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    errors: Tensor,
-    norms: Tensor,
-    centroid_codes: Tensor,
-    centroid_scales: Tensor,
-    cluster_offsets: Tensor,
-    probes: Tensor,
-    words: Tensor | None,
-    filter_of_query: Tensor,
-    k0: int,
-    excluded_values: Tensor | None = None,
-    excluded_begins: Tensor | None = None,
-    excluded_ends: Tensor | None = None,
-    query_norms: Tensor | None = None,
-    query_errors: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Rows and scores [B, k0] of the probed clusters."""
-    clusters = Clusters(Quantized(centroid_codes, centroid_scales), cluster_offsets)
-    found = search_clusters(
-        Quantized(query_codes, query_scales),
-        SearchIndex(codes, scales, errors, norms, clusters),
-        probes,
-        words,
-        filter_of_query,
-        k0=k0,
-        excluded=_lines(excluded_values, excluded_begins, excluded_ends),
-        bounds=_bounds(query_norms, query_errors),
-    )
-    return found.rows, found.scores
-
-
-@search_clusters_op.register_fake
-def _(
-    query_codes: Tensor,
-    query_scales: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    errors: Tensor,
-    norms: Tensor,
-    centroid_codes: Tensor,
-    centroid_scales: Tensor,
-    cluster_offsets: Tensor,
-    probes: Tensor,
-    words: Tensor | None,
-    filter_of_query: Tensor,
-    k0: int,
-    excluded_values: Tensor | None = None,
-    excluded_begins: Tensor | None = None,
-    excluded_ends: Tensor | None = None,
-    query_norms: Tensor | None = None,
-    query_errors: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    return _empty_candidates(query_scales, k0)
-
-
-def _empty_candidates(query_scales: Tensor, k0: int) -> tuple[Tensor, Tensor]:
-    num_queries = query_scales.shape[0]  # len() would fix the number
-    return query_scales.new_empty(num_queries, k0, dtype=torch.int64), query_scales.new_empty(num_queries, k0)
-
-
-@torch.library.custom_op("stcli::search_rows", mutates_args=())
-def search_rows_op(
-    query_codes: Tensor,
-    query_scales: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    errors: Tensor,
-    norms: Tensor,
-    centroid_codes: Tensor,
-    centroid_scales: Tensor,
-    cluster_offsets: Tensor,
-    words: Tensor | None,
-    filter_of_query: Tensor,
-    k0: int,
-    excluded_values: Tensor | None = None,
-    excluded_begins: Tensor | None = None,
-    excluded_ends: Tensor | None = None,
-    query_norms: Tensor | None = None,
-    query_errors: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Rows and scores [B, k0] of all admitted rows."""
-    clusters = Clusters(Quantized(centroid_codes, centroid_scales), cluster_offsets)
-    found = search_rows(
-        Quantized(query_codes, query_scales),
-        SearchIndex(codes, scales, errors, norms, clusters),
-        words,
-        filter_of_query,
-        k0=k0,
-        excluded=_lines(excluded_values, excluded_begins, excluded_ends),
-        bounds=_bounds(query_norms, query_errors),
-    )
-    return found.rows, found.scores
-
-
-@search_rows_op.register_fake
-def _(
-    query_codes: Tensor,
-    query_scales: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    errors: Tensor,
-    norms: Tensor,
-    centroid_codes: Tensor,
-    centroid_scales: Tensor,
-    cluster_offsets: Tensor,
-    words: Tensor | None,
-    filter_of_query: Tensor,
-    k0: int,
-    excluded_values: Tensor | None = None,
-    excluded_begins: Tensor | None = None,
-    excluded_ends: Tensor | None = None,
-    query_norms: Tensor | None = None,
-    query_errors: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    return _empty_candidates(query_scales, k0)
-
-
-@torch.library.custom_op("stcli::rescore", mutates_args=())
-def rescore_op(queries: Tensor, values: Tensor, exponents: Tensor | None, rows: Tensor) -> Tensor:
-    """Scores of candidates from the packed embeddings."""
-    return rescore(queries, Embeddings(values, exponents), rows)
-
-
-@rescore_op.register_fake
-def _(queries: Tensor, values: Tensor, exponents: Tensor | None, rows: Tensor) -> Tensor:
-    return queries.new_empty(rows.shape)
-
-
-@torch.library.custom_op("stcli::verify_terms", mutates_args=())
-def verify_terms_op(
-    term_values: Tensor,
-    term_offsets: Tensor,
-    lows: Tensor,
-    highs: Tensor,
-    leaf_offsets: Tensor,
-    ops: Tensor,
-    op_offsets: Tensor,
-    max_depth: int,
-    rows: Tensor,
-    filter_of_query: Tensor,
-) -> Tensor:
-    """Which candidates satisfy the filter of their query."""
-    program = TermProgram(
-        lows=lows, highs=highs, leaf_offsets=leaf_offsets, ops=ops, op_offsets=op_offsets, max_depth=max_depth
-    )
-    return verify_terms(Postings(term_values, term_offsets), program, rows, filter_of_query)
-
-
-@verify_terms_op.register_fake
-def _(
-    term_values: Tensor,
-    term_offsets: Tensor,
-    lows: Tensor,
-    highs: Tensor,
-    leaf_offsets: Tensor,
-    ops: Tensor,
-    op_offsets: Tensor,
-    max_depth: int,
-    rows: Tensor,
-    filter_of_query: Tensor,
-) -> Tensor:
-    return rows.new_empty(rows.shape, dtype=torch.bool)
+quantize_rows_op = _register(quantize_rows, _quantized)
+filter_match_op = _register(filter_match, _words)
+choose_probes_op = _register(choose_probes, _probes)
+search_clusters_op = _register(search_clusters, _candidates)
+search_rows_op = _register(search_rows, _candidates)
+take_best_op = _register(take_best, _best)
+rescore_op = _register(rescore, lambda queries, rows, **_: queries.new_empty(rows.shape))
+verify_terms_op = _register(verify_terms, lambda rows, **_: rows.new_empty(rows.shape, dtype=torch.bool))
