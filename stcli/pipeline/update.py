@@ -222,7 +222,8 @@ class _Update:
         drift = {}
         if fresh is not None:
             with self._timed("drift"):
-                drift = measure_drift(self.old.shards, open_artifact_file(folder / fresh.file))
+                newer = open_artifact_file(folder / fresh.file)
+                drift = measure_drift(self.old.shards, newer, self.old.manifest.get("drift"))
         body = {"tool_version": __version__, "before": self.old.fingerprint, "drift": drift}
         return write_set(folder, shards, fresh, bits_of(buried, num_rows), body)
 
