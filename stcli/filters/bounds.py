@@ -8,7 +8,7 @@ the two; where they agree the expression is exact.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -42,9 +42,14 @@ _LEAVES = (Compare, In, Between, IsNull, Flag)
 
 @dataclass
 class Unknown:
-    """Counts literals that are no value of their feature; such a leaf matches nothing."""
+    """The literals that are no value of their feature, as (feature, literal); such a leaf matches nothing."""
 
-    values: int = 0
+    literals: list[tuple[str, object]] = field(default_factory=list)
+
+    @property
+    def values(self) -> int:
+        """How many there are."""
+        return len(self.literals)
 
 
 def resolve(node: Node, vocabulary: Vocabulary, text: str = "", unknown: Unknown | None = None) -> Node:
@@ -92,15 +97,18 @@ def _leaf(node: Node, feature: Feature, unknown: Unknown) -> Node:
     if isinstance(node, Compare):
         before, after = feature.span(node.value)
         if node.op == "=":
-            unknown.values += before == after
+            if before == after:
+                unknown.literals.append((feature.name, node.value))
             return _term_set(feature, [(before, after)])
         if node.op in ("<", "<="):
             return _term_set(feature, [(0, before if node.op == "<" else after)])
         return _term_set(feature, [(after if node.op == ">" else before, feature.num_terms)])
     if isinstance(node, In):
-        spans = sorted([feature.span(value) for value in node.values])
-        unknown.values += sum([low == high for low, high in spans])
-        return _term_set(feature, spans)
+        spans = [feature.span(value) for value in node.values]
+        unknown.literals += [
+            (feature.name, value) for value, (low, high) in zip(node.values, spans, strict=True) if low == high
+        ]
+        return _term_set(feature, sorted(spans))
     if isinstance(node, Between):
         return _term_set(feature, [(feature.span(node.low)[0], feature.span(node.high)[1])])
     return Not(_term_set(feature, [(0, feature.num_terms)]))  # IS NULL

@@ -7,7 +7,7 @@ verification).
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -196,9 +196,26 @@ class Planner:
                 failed[item] = error
         return {query: failed[item] for query, item in enumerate(given) if item in failed} if failed else {}
 
-    def unknown_values(self, given: Sequence[str | Node | None]) -> int:
-        """Literals in the filters of these queries that are no value of their feature."""
-        return _sum_unknown(*self.codes(given))
+    def unknown_values(self, given: Sequence[str | Node | None], others: Sequence[Planner] = ()) -> int:
+        """Literals in the filters of these queries that are no value of their feature, nor are over other planners."""
+        codes, code_of_query = self.codes(given)
+        if not others or not any(code.unknown_values for code in codes):
+            return _sum_unknown(codes, code_of_query)
+        return sum(count * self._unknown_to_all(item, others) for item, count in Counter(given).items())
+
+    def _unknown_to_all(self, given: str | Node | None, others: Sequence[Planner]) -> int:
+        code = self._code(given)
+        if code is None or not code.unknown_values:
+            return 0
+        elsewhere = [set(other.unknown_literals(given)) for other in others]
+        return sum(all(literal in found for found in elsewhere) for literal in self.unknown_literals(given))
+
+    def unknown_literals(self, given: str | Node | None) -> list[tuple[str, object]]:
+        """The literals of a filter that are no value of their feature, as (feature, literal)."""
+        node, unknown = parse(given) if isinstance(given, str) else given, Unknown()
+        if node is not None:
+            resolve(node, self.vocabulary, unknown=unknown)
+        return unknown.literals
 
     def batch(self, given: Sequence[str | Node | None]) -> FilterBatch:
         """Plan the filters of a batch of queries.

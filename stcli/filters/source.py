@@ -29,8 +29,8 @@ class FilterSource(Protocol):
     def over(self, planner: Planner) -> FilterSource:
         """The same filters, planned over another index with features of the same names and types."""
 
-    def unknown_values(self) -> int:
-        """Literals in the filter texts that are no value of their feature."""
+    def unknown_values(self, others: Sequence[Planner] = ()) -> int:
+        """Literals in the filter texts that are no value of their feature, nor are over other planners."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class GivenFilters:
         """The same filters, planned over another index."""
         return GivenFilters(planner, self.given)
 
-    def unknown_values(self) -> int:
-        """Literals in the filters that are no value of their feature."""
-        return self.planner.unknown_values(self.given)
+    def unknown_values(self, others: Sequence[Planner] = ()) -> int:
+        """Literals in the filters that are no value of their feature, nor are over other planners."""
+        return self.planner.unknown_values(self.given, others)
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,9 @@ class BoundFilters:
         """The same filters, planned over another index."""
         return BoundFilters(self.plan.over(planner), self.columns, self.texts)
 
-    def unknown_values(self) -> int:
-        """Literals in the filter texts that are no value of their feature; bound values are not counted."""
-        return self.plan.planner.unknown_values(self.texts)
+    def unknown_values(self, others: Sequence[Planner] = ()) -> int:
+        """Literals in the filter texts that are no value of their feature, nor are over other planners.
+
+        Bound values are not counted.
+        """
+        return self.plan.planner.unknown_values(self.texts, others)

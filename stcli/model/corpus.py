@@ -255,6 +255,12 @@ class Corpus(nn.Module):
         for segment in self.segments:
             segment.forget_words()
 
+    def unknown_values(self, filters: FilterSource) -> int:
+        """Literals in the filter texts that are no value of their feature in any segment."""
+        others = {id(segment.planner): segment.planner for segment in self.segments[1:]}
+        others.pop(id(self.planner), None)
+        return filters.unknown_values(list(others.values()))
+
     def batches(
         self, filters: FilterSource, start: int, stop: int, most: int | None = None
     ) -> Iterator[tuple[int, tuple[FilterBatch, ...]]]:

@@ -154,7 +154,7 @@ class Engine:
         results = self._results(queries)
         if queries.no_item is not None:
             results = without(results, torch.from_numpy(queries.no_item))
-        self.counts.unknown_values += queries.requests.filters.unknown_values()
+        self.counts.unknown_values += self.model.unknown_values(queries.requests.filters)
         self.counts.unknown_events += queries.unknown_events
         self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
         return self._table(batch, queries, results)

@@ -45,7 +45,8 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
     plan = opened.planner.plan(filter)
     if tree is None or plan is None:
         raise InputError("--filter: is empty; expected a condition such as  category = 'book'")
-    ((_, batch),) = opened.batches(GivenFilters(opened.planner, [filter]), 0, 1)
+    filters = GivenFilters(opened.planner, [filter])
+    ((_, batch),) = opened.batches(filters, 0, 1)
     admitted = int(admitted_counts(opened.admit(batch))[0])
     eligible = sum(count_eligible(segment, filter) for segment in opened.segments)
     ineligible = opened.num_items - eligible
@@ -58,7 +59,7 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         "verified": not plan.exact,
         "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible},
         "false_positives": (admitted - eligible) / ineligible if ineligible else 0.0,
-        "unknown_values": plan.unknown_values,
+        "unknown_values": opened.unknown_values(filters),
     }
 
 
