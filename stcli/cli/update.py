@@ -60,7 +60,9 @@ def update(
     backend: opt.Backend = "auto",
     threads: opt.Threads = None,
     overwrite: opt.Overwrite = False,
-    dry_run: opt.DryRun = False,
+    dry_run: Annotated[
+        bool, opt.option("--dry-run", "Check the options and the columns, tell counts and bytes, and write nothing.")
+    ] = False,
     as_json: opt.AsJson = False,
     config: opt.Config = None,
     quiet: opt.Quiet = False,
