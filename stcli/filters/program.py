@@ -18,6 +18,7 @@ import torch
 from stcli.errors import FilterError
 from stcli.filters.bounds import Bounder, Rows, Unknown, resolve
 from stcli.filters.layout import Layout
+from stcli.filters.lexicon import Placeholder, Value
 from stcli.filters.parse import parse
 from stcli.filters.pieces import Code, Pieces
 from stcli.filters.texts import TextReader
@@ -210,7 +211,7 @@ class Planner:
         elsewhere = [set(other.unknown_literals(given)) for other in others]
         return sum(all(literal in found for found in elsewhere) for literal in self.unknown_literals(given))
 
-    def unknown_literals(self, given: str | Node | None) -> list[tuple[str, object]]:
+    def unknown_literals(self, given: str | Node | None) -> list[tuple[str, Value | Placeholder]]:
         """The literals of a filter that are no value of their feature, as (feature, literal)."""
         node, unknown = parse(given) if isinstance(given, str) else given, Unknown()
         if node is not None:

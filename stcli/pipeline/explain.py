@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from stcli.errors import InputError
 from stcli.filters.bounds import Rows
 from stcli.filters.exact import TermRows
+from stcli.filters.lexicon import feature_text, value_text
 from stcli.filters.parse import parse
 from stcli.filters.program import FilterPlan, row_program
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import to_text
+from stcli.filters.vocabulary import Feature
 from stcli.model.corpus import admitted_counts
 from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
@@ -22,6 +25,8 @@ from stcli.storage.remote import on_any_filesystem
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
 
 LEAVES_SHOWN = 24
+NEIGHBOURS = 2_000
+"""Values on either side of the place of an unknown one, among which the most similar is looked for."""
 
 
 @on_any_filesystem("model")
@@ -34,7 +39,8 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
 
     Returns:
         The canonical text, the row program, the rows it reads, whether it is exact, how many items the bit matrix
-        admits and how many are eligible, and the measured share of ineligible items that it admits.
+        admits and how many are eligible, the measured share of ineligible items that it admits, and each literal that
+        is no value of its feature with the value nearest to it.
 
     Raises:
         FilterError: it does not parse or names something unknown.
@@ -59,8 +65,28 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         "verified": not plan.exact,
         "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible},
         "false_positives": (admitted - eligible) / ineligible if ineligible else 0.0,
-        "unknown_values": opened.unknown_values(filters),
+        "unknown_values": unknown_values(opened, filter),
     }
+
+
+def unknown_values(model: Retriever, filter: str) -> dict[str, str]:
+    """The literals of a filter that no segment knows, each with what is nearest to it."""
+    known_nowhere = set.intersection(*(set(segment.planner.unknown_literals(filter)) for segment in model.segments))
+    return {
+        f"{feature_text(name)} = {value_text(literal)}": nearest_value(model.planner.vocabulary.by_name[name], literal)
+        for name, literal in model.planner.unknown_literals(filter)
+        if (name, literal) in known_nowhere
+    }
+
+
+def nearest_value(feature: Feature, literal: Any) -> str:
+    """Tells the most similar string, or the numbers or times before and after."""
+    place, _ = feature.span(literal)
+    reach = NEIGHBOURS if feature.kind == "string" else 1
+    near = [feature.value(rank) for rank in range(max(place - reach, 0), min(place + reach, feature.num_terms))]
+    if feature.kind == "string":
+        near = get_close_matches(literal, near, n=1)
+    return "nearest " + " and ".join(value_text(value) for value in near) if near else "nothing near"
 
 
 def count_eligible(segment: Segment, filter: str) -> int:
