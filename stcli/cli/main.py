@@ -14,11 +14,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from stcli import __version__
+from stcli.cli.bench import bench
 from stcli.cli.build import build_index, pack_model
 from stcli.cli.compare import compare
 from stcli.cli.json_log import close_log, is_on_stderr
 from stcli.cli.look import explain, inspect
-from stcli.cli.search import bench, retrieve
+from stcli.cli.retrieve import retrieve
 from stcli.cli.sections import SectionedCommand
 from stcli.cli.update import update
 from stcli.errors import StcliError

@@ -1,4 +1,4 @@
-"""The command line: exit code, stdout and stderr of every command, its help, and where options come from."""
+"""The command line: exit code, stdout and stderr of every command."""
 
 from __future__ import annotations
 
@@ -6,44 +6,15 @@ import errno
 import io
 import json
 import re
-import shlex
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import typer
 
 import stcli
 from stcli.cli import main
-from stcli.cli.main import app, run
-from stcli.cli.sections import SECTIONS
 from tests import process
-from tests.conftest import Tiny
-
-COMMANDS = ("build-index", "pack-model", "update", "retrieve", "bench", "compare", "inspect", "explain")
-
-
-@pytest.fixture
-def cli(capsys, tmp_path, monkeypatch):
-    """Run a command in an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return call
-
-
-def retrieve(tiny: Tiny, *more: object) -> list[object]:
-    return ["retrieve", tiny.model, tiny.queries, "-o", "out", "--filter-column", "filter", "--k", 5, *more]
-
-
-def read(path: str = "out") -> list[dict]:
-    return pq.read_table(sorted(Path(path).glob("part-*.parquet"))).to_pylist()
-
+from tests.cli.conftest import read, retrieve
 
 # ---- the commands ----------------------------------------------------------------------------------
 
@@ -298,141 +269,6 @@ def test_out_of_memory(cli, tiny, monkeypatch):
     code, out, err = cli(*retrieve(tiny))
     assert (code, out) == (1, "")
     assert "--batch-size" in err
-
-
-# ---- where options come from -----------------------------------------------------------------------
-
-
-def found_k(cli, tiny, *more: object) -> int:
-    words = ["retrieve", tiny.model, tiny.queries, "-o", "out", "--overwrite", "--limit", 1, "--json", *more]
-    code, out, err = cli(*words)
-    assert code == 0, err
-    told = json.loads(out)
-    assert told["options"]["k"] == len(read()[0]["item_id"])
-    return told["options"]["k"]
-
-
-def test_option_before_variable_before_file_before_default(cli, tiny, monkeypatch):
-    assert found_k(cli, tiny) == 100
-    Path("run.toml").write_text("k = 7\n")
-    assert found_k(cli, tiny, "--config", "run.toml") == 7
-    monkeypatch.setenv("STCLI_K", "6")
-    assert found_k(cli, tiny) == 6
-    assert found_k(cli, tiny, "--config", "run.toml") == 6
-    assert found_k(cli, tiny, "--config", "run.toml", "--k", 5) == 5
-
-
-def test_everything_may_stand_in_the_file(cli, tiny):
-    Path("run.toml").write_text(
-        'output = "there"\nk = 4\nfilter-column = "filter"\nexplain = true\ncolumns = ["filter"]\njson = true\n'
-        "min_score = 0.5\ntarget-recall = 0.9\n"
-    )
-    code, out, _ = cli("retrieve", tiny.model, tiny.queries, "--config", "run.toml")
-    assert code == 0
-    options = json.loads(out)["options"]
-    assert (options["k"], options["columns"], options["explain"], options["min_score"]) == (4, ["filter"], True, 0.5)
-    assert Path("there/_manifest.json").exists()
-
-
-def test_flags_as_variables(cli, tiny, monkeypatch):
-    monkeypatch.setenv("STCLI_EXPLAIN", "1")
-    monkeypatch.setenv("STCLI_JSON", "true")
-    code, out, _ = cli(*retrieve(tiny))
-    assert code == 0
-    assert json.loads(out)["options"]["explain"] is True
-    assert "route" in read()[0]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("filter-colum = 'x'", "'filter-colum' is no option of retrieve; did you mean 'filter-column'"),
-        ("as_json = true", "'as_json' is no option of retrieve"),
-        ("[retrieve]\nk = 3", "'retrieve' is no option of retrieve"),
-        ("k = ", "--config run.toml: cannot be read"),
-        ("k = 'many'", "--k"),
-        ("k = 0", "--k"),
-    ],
-)
-def test_a_bad_file_of_options(cli, tiny, content, message):
-    Path("run.toml").write_text(content)
-    code, out, err = cli(*retrieve(tiny)[:5], "--config", "run.toml")
-    assert (code, out) == (2, "")
-    assert message in err
-    assert not Path("out").exists()
-
-
-def test_a_missing_file_of_options(cli, tiny):
-    code, _, err = cli(*retrieve(tiny), "--config", "no.toml")
-    assert code == 2
-    assert "no.toml: cannot be read" in err
-
-
-# ---- help ------------------------------------------------------------------------------------------
-
-
-def help_of(cli, *words: str) -> str:
-    code, out, err = cli(*words, "--help")
-    assert (code, err) == (0, "")
-    return out
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(cli, command):
-    text = help_of(cli, command)
-    assert text.startswith(f"Usage: stcli {command}")
-    assert re.search(rf"Examples:\n +stcli {command} ", text)
-    assert cli(command, "-h")[1] == text
-    code, out, err = cli(command)
-    assert code in (0, 2)
-    assert text in (out + err)
-    for option in re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE):
-        if option not in ("--help",):
-            line = text[text.index(option) :].split("\n  -")[0]
-            assert len(line.split()) > 3, f"{option} says nothing"
-
-
-@pytest.mark.parametrize("command", SECTIONS)
-def test_every_option_is_in_one_section(cli, command):
-    text = help_of(cli, command)
-    titles = re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)
-    assert titles == ["Arguments", *SECTIONS[command], "Run"]
-    group = typer.main.get_command(app)
-    names = [next(name for name in item.opts if name[:2] == "--") for item in group.commands[command].params[1:]
-             if item.param_type_name == "option"]  # fmt: skip
-    listed = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", text, re.MULTILINE)
-    assert sorted(listed) == sorted([*names, "--help"])
-
-
-def test_help_names_every_command(cli):
-    text = help_of(cli)
-    assert all(re.search(rf"^  {command} +[A-Z]", text, re.MULTILINE) for command in COMMANDS)
-    code, out, err = cli()
-    assert text in (out + err)
-    assert code in (0, 2)
-
-
-def examples() -> list[str]:
-    group = typer.main.get_command(app)
-    helps = [command.help or "" for command in group.commands.values()]
-    return [line.strip() for text in helps for line in text.splitlines() if line.strip().startswith("stcli ")]
-
-
-@pytest.mark.parametrize("example", examples())
-def test_examples_in_help_parse(example):
-    group = typer.main.get_command(app)
-    name, *words = shlex.split(example)[1:]
-    context = group.commands[name].make_context(name, words)  # raises what a mistyped option would
-    assert context.params["output" if "output" in context.params else "verbose"] is not None
-
-
-def test_there_are_examples():
-    assert len(examples()) >= 2 * len(COMMANDS) - 1
-    assert {shlex.split(example)[1] for example in examples()} == set(COMMANDS)
-
-
-def test_version(cli):
-    assert cli("--version") == (0, f"stcli {stcli.__version__}\n", "")
 
 
 # ---- as a process ----------------------------------------------------------------------------------
