@@ -25,8 +25,8 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise DeviceError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and not torch.cuda.is_available():
-        reason = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
-        raise DeviceError(f"--device {name}: {reason}; use --device cpu, or install a CUDA build of torch and a driver")
+        why = _why_unusable()
+        raise DeviceError(f"--device {name}: {why}; use --device cpu, or install a CUDA build of torch and a driver")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
     return device
@@ -49,13 +49,24 @@ def free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0])
 
 
-def fallback_note(name: str, device: torch.device) -> str | None:
-    """Why `auto` did not take a GPU, where that may surprise: torch could use one, or one is there without a torch."""
+def why_no_gpu(name: str, device: torch.device) -> str | None:
+    """Why `auto` fell back to the CPU, in words; None where it did not, or was not asked."""
     if name != "auto" or device.type == "cuda":
         return None
-    if torch.version.cuda is None:
-        return "no GPU is used: torch was built without CUDA" if _driver_is_there() else None
-    return "no GPU is used: torch finds none that it can use"
+    return _why_unusable()
+
+
+def device_warnings(name: str, device: torch.device) -> list[str]:
+    """What will surprise its owner: a GPU that is there and not used, or one that runs without our kernels."""
+    why = why_no_gpu(name, device)
+    if why is not None and _driver_is_there():
+        return [f"a GPU is there, but the CPU is used: {why}"]
+    missing = cuda.why_not(device) if device.type == "cuda" else None
+    return [] if missing is None else [f"{device}: torch's own operations run in place of the kernels: {missing}"]
+
+
+def _why_unusable() -> str:
+    return "torch was built without CUDA" if torch.version.cuda is None else "torch finds no usable GPU"
 
 
 def _driver_is_there() -> bool:
@@ -67,10 +78,11 @@ def limit_threads(threads: int | None) -> None:
     native.set_num_threads(threads)
 
 
-def describe_device(device: torch.device) -> str:
-    """`cpu (native, 2 threads)` or the name of the GPU."""
+def describe_device(device: torch.device, name: str | None = None) -> str:
+    """`cpu (native, 2 threads)` or the name of the GPU; after `auto` as `name`, also why it is no GPU."""
     if device.type == "cuda":
         why = cuda.why_not(device)
         return f"{device} ({torch.cuda.get_device_name(device)}, {'kernels' if why is None else f'torch forms: {why}'})"
     form = "native" if native.library() is not None else f"torch, {native.why_missing()}"
-    return f"cpu ({form}, {native.num_threads()} threads)"
+    why = why_no_gpu(name or "cpu", device)
+    return f"cpu ({form}, {native.num_threads()} threads{'' if why is None else f'; no GPU: {why}'})"

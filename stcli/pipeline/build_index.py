@@ -14,7 +14,7 @@ from stcli.config import BuildConfig, Progress, no_progress
 from stcli.events import Stages
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
-from stcli.model.device import choose_device, limit_threads
+from stcli.model.device import choose_device, limit_threads, why_no_gpu
 from stcli.pipeline.estimate import Built, estimate_build
 from stcli.pipeline.item_tower import ItemTower
 from stcli.pipeline.memory import MemoryWatch, limit_arrow
@@ -54,6 +54,7 @@ def build_index(
     more = [] if config.item_tower is None else [config.item_tower]
     atomic.check_output(path, config.overwrite, inputs=[*inputs, *more])
     device = choose_device(config.device)
+    no_gpu = why_no_gpu(config.device, device)
     limit_threads(config.threads)
     limit_arrow(config.memory_limit)
     start = time.perf_counter()
@@ -101,7 +102,7 @@ def build_index(
         "counts": {key: manifest[key] for key in ("num_items", "dim", "num_clusters", "zero_vectors", "rejected")},
         "filter": {key: value for key, value in manifest["filter"].items() if key != "features"},
         "cluster_sizes": manifest["cluster_sizes"],
-        "device": str(device),
+        "device": str(device) if no_gpu is None else f"{device} (no GPU: {no_gpu})",
         "fingerprint": manifest["fingerprint"],
         "memory_bytes": memory.summary(),
         "items_per_s": round(manifest["num_items"] / seconds, 1),

@@ -18,7 +18,7 @@ from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
 from stcli.events import Stages, tell
 from stcli.model.calibrate import calibrate
-from stcli.model.device import choose_devices, describe_device, fallback_note, limit_threads
+from stcli.model.device import choose_devices, describe_device, device_warnings, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.placement import Placement
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
@@ -94,17 +94,14 @@ def retrieve(
     if config.dry_run:
         atomic.check_output(run.output, config.overwrite or config.resume)
         told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
-        return told | {"device": ", ".join(map(describe_device, run.devices))} | estimate_retrieve(job, run, open_run)
+        return told | {"device": run.device_names} | estimate_retrieve(job, run, open_run)
     with MemoryWatch() as memory:
         summary = run.go(memory)
     summary["inputs"] = {"model": job.model, "queries": list(job.queries)}
     summary["version"], summary["options"] = __version__, asdict(config)
-    summary["device"] = ", ".join(map(describe_device, run.devices))
+    summary["device"] = run.device_names
     summary["placement"] = run.placement.summary() if run.placement else None
-    summary["warnings"] += run.model.warnings
-    note = fallback_note(config.device, run.devices[0])
-    if note:
-        summary["warnings"].append(note)
+    summary["warnings"] += [*run.model.warnings, *device_warnings(config.device, run.devices[0])]
     summary["memory_bytes"] = memory.summary()
     summary["timings_s"]["total"] = round(time.perf_counter() - start, 3)
     return summary
@@ -209,6 +206,11 @@ class Run:
             self.probes = PAPER_PROBES
         if not self.verify:
             self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
+
+    @property
+    def device_names(self) -> str:
+        """What the run searches on."""
+        return ", ".join(describe_device(device, self.config.device) for device in self.devices)
 
     def go(self, memory: MemoryWatch) -> dict[str, Any]:
         """Calibrate, answer every part that is not there yet, and publish; `memory` watches this process."""
