@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -17,15 +18,15 @@ from pathlib import Path
 import torch
 
 HEADER = Path(__file__).with_name("cuda_emulation.h")
+RUNNER = HEADER.with_suffix(".cpp")
 KERNELS = Path(str(resources.files("stcli._kernels")))
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 WHY_MISSING = "no C++ compiler here, which the emulation needs"
 
-_FLAGS = ["-std=gnu++17", "-shared", "-fPIC", "-g1", "-O2"]
-_FLAGS += ["-fno-strict-aliasing", "-ffp-contract=off", "-fvisibility=hidden"]
+_FLAGS = ["-std=gnu++17", "-fPIC", "-O2", "-fno-strict-aliasing", "-ffp-contract=off", "-fvisibility=hidden"]
 _WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unknown-pragmas", "-Wno-attributes"]
-_SANITIZE = ["-fsanitize=address", "-O1", "-fno-omit-frame-pointer"]
+_SANITIZE = ["-fsanitize=address", "-O1", "-g1", "-fno-omit-frame-pointer"]
 
 
 class EmulationError(Exception):
@@ -91,11 +92,11 @@ def kernels_in(text: str) -> list[str]:
 
 @functools.cache
 def load(text: str) -> ctypes.CDLL:
-    """Compile a kernel text; libraries are kept between runs in a folder of the user, by a hash of all that went in."""
+    """Compile a kernel text, or find what was made of it before."""
     names = kernels_in(text)
     assert names, 'no `extern "C" __global__ void name(` in the text'
     table = "".join(
-        f'  if (name == "{name}") {{\n'
+        f'  if (strcmp(which, "{name}") == 0) {{\n'
         f'    if (count != emulation::count_arguments({name})) return "wrong number of arguments";\n'
         f"    const auto kernel = [](void** slots) {{ emulation::call({name}, slots); }};\n"
         f"    return emulation::launch(kernel, slots, shape, shared, seed);\n  }}\n"
@@ -105,24 +106,36 @@ def load(text: str) -> ctypes.CDLL:
         f'#include "{HEADER}"\n#line 1 "kernel.cu"\n{text}\n'
         'extern "C" __attribute__((visibility("default"))) const char* emulation_launch(const char* which, '
         "const long long* shape, long long shared, void** slots, int count, uint64_t seed) {\n"
-        f'  const std::string name = which;\n{table}  return "no such kernel";\n}}\n'
+        f'{table}  return "no such kernel";\n}}\n'
     )
     command = [str(COMPILER), *_FLAGS, *_WARNINGS, *(_SANITIZE if sanitizing() else []), f"-I{KERNELS}"]
-    headers = sorted(KERNELS.glob("*.cuh"))
-    everything = "\0".join([*command, whole, *(path.read_text(encoding="utf-8") for path in [HEADER, *headers])])
+    runner = _made([*command, "-c"], RUNNER.read_text(encoding="utf-8"), f"-I{HEADER.parent}")
+    library = ctypes.CDLL(str(_made([*command, "-shared"], whole, str(runner))))
+    library.emulation_launch.restype = ctypes.c_char_p
+    return library
+
+
+def _made(command: list[str], text: str, *more: str) -> Path:
+    """What a command makes of a C++ text: kept between runs, in a folder of the user, by a hash of all that goes in.
+
+    A lock lets one of several processes of a test run compile it while the others wait.
+    """
+    headers = [HEADER, *sorted(KERNELS.glob("*.cuh"))]
+    everything = "\0".join([*command, text, *more, *(path.read_text(encoding="utf-8") for path in headers)])
     folder = Path(tempfile.gettempdir()) / f"stcli-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"{hashlib.sha256(everything.encode()).hexdigest()[:24]}.so"
-    if not path.exists():
+    path = folder / hashlib.sha256(everything.encode()).hexdigest()[:24]
+    with Path(f"{path}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            return path
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             unit = Path(scratch) / "unit.cpp"
-            unit.write_text(whole, encoding="utf-8")
+            unit.write_text(text, encoding="utf-8")
             done = subprocess.run(
-                [*command, str(unit), "-o", f"{scratch}/out.so"], capture_output=True, text=True, check=False
+                [*command, str(unit), *more, "-o", f"{scratch}/made"], capture_output=True, text=True, check=False
             )
             if done.returncode:
                 raise AssertionError(f"the kernel does not compile for the emulation:\n{done.stderr}")
-            Path(scratch, "out.so").replace(path)
-    library = ctypes.CDLL(str(path))
-    library.emulation_launch.restype = ctypes.c_char_p
-    return library
+            Path(scratch, "made").replace(path)
+    return path
