@@ -76,11 +76,19 @@ def speeds(report: Report) -> list[str]:
             for line in matched["lines"]:
                 cells = [workload["name"], target, line["name"]]
                 if line["setting"] is None:
-                    lines.append([*cells, "never reached", "", "", "", ""])
+                    lines.append([*cells, "never reached", "", "", "", "", ""])
                     continue
                 speed, count = f"{line['queries_per_s']:,.0f}", f"{line['queries']:,}"
-                lines.append([*cells, line["setting"], f"{line['recall']:.4f}", speed, count, times(line["ratio"])])
-    heads = ["", "target", "", "setting", "recall", "queries/s", "queries at once", "stcli is faster by"]
+                found = [
+                    line["setting"],
+                    f"{line['recall']:.4f}",
+                    speed,
+                    count,
+                    f"{line['runs']}",
+                    times(line["ratio"]),
+                ]
+                lines.append([*cells, *found])
+    heads = ["", "target", "", "setting", "recall", "queries/s", "queries at once", "runs", "stcli is faster by"]
     return table(heads, lines)
 
 

@@ -48,28 +48,19 @@ def interpolated(settings: Sequence[Mapping[str, Any]], target: float, criterion
     return max(found, default=None)
 
 
-def decisive(points: Sequence[tuple[float, float, bool]], target: float) -> set[int]:
-    """Numbers of the settings that a comparison at `target` needs: those that may be the fastest to reach it, and pairs
-    of steps on both sides of it.
-
-    Args:
-        points: recall, a first rough speed, and whether it is a step, of each setting in order.
-        target: recall.
-    """
-    good = [number for number, point in enumerate(points) if point[0] >= target]
-    least = max((points[number][1] for number in good), default=0.0) / ROUGH
-    found = {number for number in good if points[number][1] >= least}
-    steps = [number for number, point in enumerate(points) if point[2]]
-    for low, high in itertools.pairwise(steps):
-        if points[low][0] < target <= points[high][0]:
-            found |= {low, high}
-    return found
+def decisive(recalls: Sequence[float], speeds: Sequence[float], target: float) -> set[int]:
+    """Numbers of the settings that may be the fastest to reach a recall, by a first rough speed of each."""
+    good = [number for number, recall in enumerate(recalls) if recall >= target]
+    least = max((speeds[number] for number in good), default=0.0) / ROUGH
+    return {number for number in good if speeds[number] >= least}
 
 
 def ratios(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float] | None:
-    """How many times faster ours is, turn by turn: each pair ran moments apart."""
-    pairs = zip(ours["queries_per_s"]["runs"], theirs["queries_per_s"]["runs"], strict=False)
-    values = sorted(mine / other for mine, other in pairs)
+    """How many times faster ours is, turn by turn: each pair ran moments apart. A single run is set beside all."""
+    mine, other = (setting["queries_per_s"]["runs"] for setting in (ours, theirs))
+    once = min(len(mine), len(other)) == 1
+    pairs = itertools.product(mine, other) if once else zip(mine, other, strict=False)
+    values = sorted(first / second for first, second in pairs)
     if not values:
         return None
     middle = len(values) // 2
@@ -82,7 +73,7 @@ def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], cri
 
     Exact search is compared among those that promise it: many clusters may reach 0.999 faster, and prove nothing.
 
-    A line: `name`; `setting`, `recall`, `queries_per_s`, `queries` and `ineligible` of the fastest setting that
+    A line: `name`; `setting`, `recall`, `queries_per_s`, `queries`, `runs` and `ineligible` of the fastest setting that
     reaches it, or None; `interpolated`; `ratio`, how many times faster ours is.
     """
     tables = []
@@ -95,7 +86,7 @@ def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], cri
                 if not settings:
                     continue
                 line: dict[str, Any] = dict.fromkeys(
-                    ("setting", "recall", "queries_per_s", "queries", "ineligible", "ratio")
+                    ("setting", "recall", "queries_per_s", "queries", "runs", "ineligible", "ratio")
                 )
                 line["name"] = contender["name"]
                 line["interpolated"] = interpolated(settings, target, criterion)
@@ -105,6 +96,7 @@ def match(contenders: Sequence[Mapping[str, Any]], targets: Sequence[float], cri
                         "recall": reached(setting, criterion),
                         "queries_per_s": setting["queries_per_s"]["median"],
                         "queries": setting["queries"],
+                        "runs": len(setting["queries_per_s"]["runs"]),
                         "ineligible": setting["ineligible"],
                     }
                     if best[0] is not None and contender is not contenders[0]:

@@ -26,10 +26,10 @@ def _workload(report: Mapping[str, Any], workload: Mapping[str, Any], drawn: boo
     drawing = plots.contest(workload, against["targets"], report["k"]) if drawn else ""
     note = (
         f"{workload['queries']:,} queries in batches of {against['batch_size']:,}, {against['threads']} threads for "
-        f"everybody, runs in turns after a warm-up: {report['options']['repeat']} of each setting that decides a "
-        f"comparison, one of the others; a slow setting ran on the first queries only (column queries), in one batch "
-        f"of about {against['run_seconds']:g} s, up to {against['long_seconds']:g} s where a larger one is "
-        "faster. Stars: planned, and exact. Speeds are those of the "
+        f"everybody, after a warm-up. Each setting was tried on the first queries (column queries), as many as take "
+        f"about {against['run_seconds']:g} s. Those that may be the fastest of a library at a recall were then timed "
+        f"in turns, up to {report['options']['repeat']} times (column runs), on {against['timed_queries']:,} queries "
+        f"or more, or as many as take {against['long_seconds']:g} s. Stars: planned, and exact. Speeds are of the "
         "fastest setting that reaches the recall; between settings, of a straight line in the logarithm of the speed. "
         "stcli is timed from filter texts to item ids, the others from ready bitmaps to rows."
     )
@@ -41,7 +41,7 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
     lines = []
     for line in table["lines"]:
         if line["setting"] is None:
-            lines.append([page.escape(line["name"]), "never reached", "–", "–", "–", "–", "–", "–"])
+            lines.append([page.escape(line["name"]), "never reached", *["–"] * 7])
             continue
         ratio = line["ratio"]
         times = "–" if ratio is None else f"{ratio['median']:.2f} ({ratio['low']:.2f} … {ratio['high']:.2f})"
@@ -49,13 +49,16 @@ def _matched(table: Mapping[str, Any], k: int) -> str:
         lines.append(
             [
                 page.escape(line["name"]), page.escape(line["setting"]), show.recall(line["recall"]),
-                show.number(line["queries_per_s"]), between, f"{line['queries']:,}", show.bad(line["ineligible"]),
-                times,
+                show.number(line["queries_per_s"]), between, f"{line['queries']:,}", str(line["runs"]),
+                show.bad(line["ineligible"]), times,
             ]
         )  # fmt: skip
     exact = table["target"] == EXACT
     title = "Exact search" if exact else f"At recall@{k} of {table['target']:g}, {table['criterion']}"
-    head = ["", "setting", "recall", "queries/s", "between settings", "queries", "ineligible", "times faster, stcli"]
+    head = [
+        "", "setting", "recall", "queries/s", "between settings", "queries", "runs", "ineligible",
+        "times faster, stcli",
+    ]  # fmt: skip
     return f'<h2 style="margin-top:1.4rem">{page.escape(title)}</h2>' + page.table(head, lines, strong=0)
 
 

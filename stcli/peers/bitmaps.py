@@ -59,6 +59,18 @@ class Bitmaps:
             first = first & bits if isinstance(tree, And) else first | bits
         return first
 
+    def holds(self, tree: Node, rows: np.ndarray) -> np.ndarray:
+        """Which rows >= 0 satisfy a resolved filter; bool, the shape of rows."""
+        if isinstance(tree, TermSet):
+            return holds(self._leaf(tree.intervals), rows)
+        if isinstance(tree, Constant):
+            return np.full(rows.shape, tree.value)
+        if isinstance(tree, Not):
+            return ~self.holds(tree.child, rows)
+        assert isinstance(tree, And | Or)
+        parts = [self.holds(child, rows) for child in tree.children]
+        return np.logical_and.reduce(parts) if isinstance(tree, And) else np.logical_or.reduce(parts)
+
     def _leaf(self, intervals: Intervals) -> np.ndarray:
         known = self._leaves.get(intervals)
         if known is None:

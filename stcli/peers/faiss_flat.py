@@ -11,6 +11,9 @@ from stcli.peers.bitmaps import rows_of
 from stcli.peers.protocol import Items, Queries
 from stcli.peers.workers import Workers, faiss_threads
 
+SHARED_QUERIES = 2048
+"""Queries at once from which on Flat's matrix product has its full speed."""
+
 
 class FaissFlat:
     """An exact index; with a filter, only the eligible vectors are scored."""
@@ -39,6 +42,10 @@ class FaissFlat:
     def parameters(self, filtered: bool, k: int) -> Iterator[tuple[str, None]]:
         """There is one setting."""
         yield "exact", None
+
+    def at_once(self, filtered: bool) -> int:
+        """Without filters it shares a matrix product among the queries; with them each is alone."""
+        return 1 if filtered else SHARED_QUERIES
 
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""

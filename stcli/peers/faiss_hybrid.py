@@ -53,6 +53,10 @@ class FaissHybrid:
             probes = max(int(probed * self._ivf.lists), 1)
             yield f"exact up to {limit:,}, else nprobe {probes}", (limit, probes)
 
+    def at_once(self, filtered: bool) -> int:
+        """Each query is a call of its own."""
+        return 1
+
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""
         return None

@@ -96,6 +96,10 @@ class FaissIvf:
             probes *= 2
         yield f"nprobe {self.lists}", self.lists
 
+    def at_once(self, filtered: bool) -> int:
+        """It looks through the lists of one query after the other."""
+        return 1
+
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""
         return None

@@ -20,7 +20,7 @@ from stcli.model.planner import SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.ops.build_bit_matrix import build_bit_matrix
 from stcli.ops.quantize_rows import quantize_rows
-from stcli.peers.protocol import Items, Queries
+from stcli.peers.protocol import WHOLE_BATCH, Items, Queries
 
 PROOFS = ("errors", "norms")
 """Bounds that prove exact results; the paper has none."""
@@ -62,6 +62,10 @@ class Paper:
         model.forget_plans()
         options = SearchOptions(k, default_candidates(k), probes=parameter, verify=False)
         return model.search(queries.raw, queries.source(model), options).rows.numpy()
+
+    def at_once(self, filtered: bool) -> int:
+        """It searches a batch cluster by cluster, as ours."""
+        return WHOLE_BATCH
 
     def refuses(self, queries: Queries) -> str | None:
         """Why it cannot express one of the filters, or None."""

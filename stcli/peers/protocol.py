@@ -18,6 +18,9 @@ from stcli.peers.bitmaps import Bitmaps
 
 CHUNK_ROWS = 1 << 16
 
+WHOLE_BATCH = 1 << 31
+"""More queries than anybody asks at once."""
+
 
 @dataclass(frozen=True)
 class Items:
@@ -117,6 +120,9 @@ class Peer(Protocol):
 
     def parameters(self, filtered: bool, k: int) -> Iterator[tuple[str, Any]]:
         """Settings from fast to slow, each with its name; none if this peer has no way to search like that."""
+
+    def at_once(self, filtered: bool) -> int:
+        """Queries that a batch needs to show this peer's speed: 1 if they share nothing, else as many as fill it."""
 
     def refuses(self, queries: Queries) -> str | None:
         """Why it cannot answer these queries, or None."""

@@ -23,6 +23,7 @@ class TorchExact:
         """Keep the vectors as a tensor."""
         self._items = items
         self._vectors = torch.from_numpy(items.vectors)
+        self._step = max(SCORE_BYTES // (4 * len(items.vectors)), 1)
 
     @property
     def index_bytes(self) -> int:
@@ -32,6 +33,10 @@ class TorchExact:
     def parameters(self, filtered: bool, k: int) -> Iterator[tuple[str, None]]:
         """There is one setting."""
         yield "exact", None
+
+    def at_once(self, filtered: bool) -> int:
+        """It takes blocks of queries, whatever their number."""
+        return self._step
 
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""
@@ -48,7 +53,7 @@ class TorchExact:
 
     def _search(self, vectors: torch.Tensor, queries: Queries, k: int) -> np.ndarray:
         num_items = len(self._vectors)
-        step = max(SCORE_BYTES // (4 * num_items), 1)
+        step = self._step
         found = np.full((len(vectors), k), -1, np.int64)
         for start in range(0, len(vectors), step):
             scores = vectors[start : start + step] @ self._vectors.T

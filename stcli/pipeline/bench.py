@@ -176,7 +176,7 @@ class Bench:
         compared = None
         if self.config.against:
             with self.stages("against"):
-                compared = self._against(sample, size, truths[PACKED])
+                compared = self._against(sample, size, arms, truths[PACKED])
         return Measurements(
             model=self.model,
             config=self.config,
@@ -222,12 +222,11 @@ class Bench:
         where = f"{self.table.name}: column {self.relevant[0]!r}"
         return rows_of_lists(sample.columns.column(0), self.model.lookup, where)
 
-    def _against(self, sample: Sample, size: int, truth: Truth) -> dict[str, Any]:
+    def _against(self, sample: Sample, size: int, arms: Sequence[Arm], truth: Truth) -> dict[str, Any]:
         """Measure the peers, with a truth over the packed embeddings, which they are built from."""
         from stcli.measure.against import Against
 
-        base = SearchOptions(self.k, default_candidates(self.k), verify=not self.paper)
-        return Against(self.model, sample, self.config, self.k, size, base, self._calibrate, self.progress).run(truth)
+        return Against(self.model, sample, self.config, self.k, size, arms, self._calibrate, self.progress).run(truth)
 
     def _arms(self, calibration: Calibration | None) -> list[Arm]:
         """The planned setting, a sweep of fixed probes, the exact setting; verified unless in the paper's form."""

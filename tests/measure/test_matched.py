@@ -48,6 +48,7 @@ def test_ratios_are_of_runs_side_by_side():
     ours, theirs = setting("a", 1, 0, runs=[10, 40, 30]), setting("b", 1, 0, runs=[5, 10, 10])
     assert ratios(ours, theirs) == {"median": 3, "low": 2, "high": 4}
     assert ratios(setting("a", 1, 0, runs=[10, 40]), theirs)["median"] == 3
+    assert ratios(ours, setting("b", 1, 0, runs=[10])) == {"median": 3, "low": 1, "high": 4}
 
 
 def test_a_table_for_each_target_and_one_for_exact():
@@ -71,15 +72,8 @@ def test_a_table_for_each_target_and_one_for_exact():
 
 
 def test_only_what_decides_is_timed_again():
-    points = [
-        (0.5, 900, True),
-        (0.8, 500, True),
-        (0.96, 100, True),
-        (0.99, 40, True),
-        (0.97, 90, False),
-        (1.0, 9, False),
-    ]
-    assert decisive(points, 0.95) == {1, 2, 4}  # both sides of it, and one that is nearly as fast
-    assert decisive(points, 0.999) == {5}
-    assert decisive(points, 0.3) == {0}
-    assert decisive(points[:2], 0.95) == set()
+    recalls, speeds = [0.5, 0.8, 0.96, 0.99, 0.97, 1.0], [900, 500, 100, 40, 90, 9]
+    assert decisive(recalls, speeds, 0.95) == {2, 4}  # the fastest that reaches it, and one that is nearly as fast
+    assert decisive(recalls, speeds, 0.999) == {5}
+    assert decisive(recalls, speeds, 0.3) == {0}
+    assert decisive(recalls[:2], speeds[:2], 0.95) == set()

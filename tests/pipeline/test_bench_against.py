@@ -4,7 +4,7 @@ import pytest
 
 import stcli
 from stcli.errors import InputError
-from stcli.measure import against
+from stcli.measure import against, trials
 from stcli.measure.report import read_report
 from tests.pipeline.bench_cases import OPTIONS, QUICK, _quick, careless, failed, made, opening, read_page, run  # noqa: F401
 
@@ -16,9 +16,9 @@ def contest(tiny, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for owner, name, value in QUICK:
             patch.setattr(owner, name, value)
-        patch.setattr(against, "LEAST_SECONDS", 0.0)
-        patch.setattr(against, "LEAST_QUERIES", 47)
-        patch.setattr(against, "RUN_SECONDS", 0.0)
+        patch.setattr(trials, "LEAST_SECONDS", 0.0)
+        patch.setattr(trials, "PILOT", 0)
+        patch.setattr(trials, "RUN_SECONDS", 0.0)
         patch.setattr(against, "LONG_SECONDS", 0.0)
         patch.setattr(against, "missing", lambda name: "faiss is not installed; get it" if name == "faiss" else None)
         stcli.bench(
@@ -37,7 +37,13 @@ def test_against_others_at_equal_recall(contest):
     assert [entry["name"] for entry in free["contenders"]] == ["stcli", "torch", "silvertorch preset"]
     ours = {line["name"]: line for line in filtered["contenders"][0]["settings"]}
     assert ours["exact"]["recall"]["mean"] == 1
-    assert ours["exact"]["queries"] == 47  # slow settings run on the first queries only
+    assert ours["exact"]["queries"] == 60
+    assert filtered["contenders"][1]["settings"][0]["queries"] == 60  # a block of torch holds them all
+    # What decides is timed in turns, ours too; the rest of ours keeps what `runs` has.
+    assert len(ours["exact"]["queries_per_s"]["runs"]) == 2
+    sweep = {line["name"]: line["queries_per_s"]["runs"] for line in contest[0]["runs"]}
+    assert ours["exact"]["queries_per_s"]["runs"] != sweep["exact"]
+    assert ours["4 probes"]["queries_per_s"]["runs"] == sweep["4 probes"]
     assert {"planned for 0.9", "planned for 0.95"} <= set(ours)
     assert filtered["contenders"][1]["settings"][0]["recall"]["mean"] > 0.999
     assert [table["target"] for table in free["matched"]] == [0.9, 0.95, 0.999]
