@@ -203,6 +203,7 @@ class Worker {
     if (leaf.kind == kLeafBloom) return;
     if (leaf.kind == kLeafOwn) {
       std::copy_n(own, words, mask);
+      for (int64_t word = 0; word < kBlockWords; word += 8) __builtin_prefetch(own + kBlockWords + word);  // next block
     } else if ((less || leaf.kind == kLeafEqual) && leaf.c >> leaf.b == 0) {
       uint64_t other[kBlockWords];
       kernels_.compare_codes(own, matrix_.num_words(), leaf.b, leaf.c, words, less ? mask : other, less ? other : mask);

@@ -84,46 +84,50 @@ STCLI_TARGET void compare_codes(const uint64_t* rows, int64_t stride, int64_t bi
   }
 }
 
-// Runs one program over the masks of a block; the top of the stack stays in registers.
-STCLI_TARGET void run_program(const Step* step, const Step* end, const uint64_t* masks, uint64_t* stack,
+// Runs one program over the masks of a block, a part at a time, so that the top of the stack stays in eight registers;
+// all of the 16 that a block fills with AVX2 left none for the masks (even / heavy corpus, with the prefetch of own rows:
+// 0.042 -> 0.037 and 0.049 -> 0.044 ms a filter on two Zen 3 cores, interleaved).
+STCLI_TARGET void run_program(const Step* begin, const Step* end, const uint64_t* masks, uint64_t* stack,
                               uint64_t* result) {
-  constexpr int kVectors = kBlockWords / STCLI_VECTOR_WORDS;
-  Vector top[kVectors] = {};
-  Vector* below = reinterpret_cast<Vector*>(stack);
-  for (; step != end; ++step) {
-    const Vector* mask = reinterpret_cast<const Vector*>(masks + step->leaf * kBlockWords);
-    switch (step->kind) {
-      case kPush:
-        for (int v = 0; v < kVectors; ++v) below[v] = top[v];
-        below += kVectors;
-        [[fallthrough]];
-      case kLoad:
-        for (int v = 0; v < kVectors; ++v) top[v] = mask[v];
-        break;
-      case kAnd:
-        for (int v = 0; v < kVectors; ++v) top[v] &= mask[v];
-        break;
-      case kAndNot:
-        for (int v = 0; v < kVectors; ++v) top[v] &= ~mask[v];
-        break;
-      case kOr:
-        for (int v = 0; v < kVectors; ++v) top[v] |= mask[v];
-        break;
-      case kOrNot:
-        for (int v = 0; v < kVectors; ++v) top[v] |= ~mask[v];
-        break;
-      case kNot:
-        for (int v = 0; v < kVectors; ++v) top[v] = ~top[v];
-        break;
-      case kPopAnd:
-        below -= kVectors;
-        for (int v = 0; v < kVectors; ++v) top[v] &= below[v];
-        break;
-      case kPopOr:
-        below -= kVectors;
-        for (int v = 0; v < kVectors; ++v) top[v] |= below[v];
-        break;
+  constexpr int kVectors = 8;
+  for (int64_t word = 0; word < kBlockWords; word += kVectors * STCLI_VECTOR_WORDS) {
+    Vector top[kVectors] = {};
+    Vector* below = reinterpret_cast<Vector*>(stack);
+    for (const Step* step = begin; step != end; ++step) {
+      const Vector* mask = reinterpret_cast<const Vector*>(masks + step->leaf * kBlockWords + word);
+      switch (step->kind) {
+        case kPush:
+          for (int v = 0; v < kVectors; ++v) below[v] = top[v];
+          below += kVectors;
+          [[fallthrough]];
+        case kLoad:
+          for (int v = 0; v < kVectors; ++v) top[v] = mask[v];
+          break;
+        case kAnd:
+          for (int v = 0; v < kVectors; ++v) top[v] &= mask[v];
+          break;
+        case kAndNot:
+          for (int v = 0; v < kVectors; ++v) top[v] &= ~mask[v];
+          break;
+        case kOr:
+          for (int v = 0; v < kVectors; ++v) top[v] |= mask[v];
+          break;
+        case kOrNot:
+          for (int v = 0; v < kVectors; ++v) top[v] |= ~mask[v];
+          break;
+        case kNot:
+          for (int v = 0; v < kVectors; ++v) top[v] = ~top[v];
+          break;
+        case kPopAnd:
+          below -= kVectors;
+          for (int v = 0; v < kVectors; ++v) top[v] &= below[v];
+          break;
+        case kPopOr:
+          below -= kVectors;
+          for (int v = 0; v < kVectors; ++v) top[v] |= below[v];
+          break;
+      }
     }
+    for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(result + word)[v] = top[v];
   }
-  for (int v = 0; v < kVectors; ++v) reinterpret_cast<Vector*>(result)[v] = top[v];
 }
