@@ -5,7 +5,8 @@
 
 Every corpus is two Parquet files: items with `item_id`, `embedding` and feature columns; queries with `query_id`,
 `embedding` and, if there is one, `filter`. Writes `results.md`, `results.svg` and the report of each corpus to `--out`,
-and the short tables between the `results` marks of `--readme`. Indexes stay in `--work`, and are used again.
+and the short tables between the `results` marks of `--readme`. Indexes stay in `--work`, and are used again. Corpora
+can be measured one command each: the last one names all, and takes with `--keep` the reports that are in `--out`.
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ BEGIN, END = "<!-- results: written by examples/published_results.py -->", "<!--
 Report = Mapping[str, Any]
 
 
-def measure(name: str, items: str, queries: str, out: Path, work: Path, options: Mapping[str, Any]) -> Report:
-    """Build, pack and bench one corpus; an artifact that is there already is used again."""
+def measure(
+    name: str, items: str, queries: str, out: Path, work: Path, options: Mapping[str, Any], keep: bool = False
+) -> Report:
+    """Build, pack and bench one corpus; an artifact that is there already is used again, and `keep` a report too."""
+    if keep and (out / name).is_dir():
+        return read_report(out / name)
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -224,6 +229,7 @@ def read_command(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[s
     parser.add_argument("--corpus", action="append", required=True, help="NAME=ITEMS,QUERIES; may be given again")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables, plot and reports")
     parser.add_argument("--work", type=Path, required=True, help="folder for indexes and artifacts")
+    parser.add_argument("--keep", action="store_true", help="measure only the corpora without a report in --out")
     parser.add_argument("--readme", type=Path, help="Markdown file with the marks")
     parser.add_argument("--against", default="faiss,torch,paper", help="others to measure (default %(default)s)")
     parser.add_argument("--at", default="0.95,0.98", help="recalls to compare at (default %(default)s)")
@@ -251,7 +257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "sample": given.sample,
         "repeat": given.repeat,
     }
-    reports = {name: measure(name, *paths, given.out, given.work, options) for name, paths in corpora.items()}
+    reports = {
+        name: measure(name, *paths, given.out, given.work, options, given.keep) for name, paths in corpora.items()
+    }
     text = []
     for name, report in reports.items():
         text += [f"### {name}", "", head(report), "", *speeds(report), ""]

@@ -1,7 +1,7 @@
 """One setting of one contender: on how many queries it runs, and how long that takes.
 
-A setting first runs on a few queries, then on a pilot that gives its recall. If that is near what is compared it runs
-on as many as fill some seconds, and on at least as many at once as its kind needs to show its speed.
+A setting first runs on a few queries, then on a pilot that gives its recall, with at least as many at once as its kind
+needs to show its speed. If the recall is near what is compared it runs on as many as fill some seconds.
 """
 
 from __future__ import annotations
@@ -85,21 +85,22 @@ class Trial:
         quality: Callable[[np.ndarray], Quality],
         near: Callable[[Quality], bool],
     ) -> None:
-        """Run on few queries, then on a pilot, then on as many as fill the time or its batch, if that is of use.
+        """Run on few queries, then on a pilot, then on as many as fill the time, if that is of use.
 
         Args:
             queries: all there are.
             batch_size: of one call, at most.
             quality: judges rows of the first queries.
-            near: says whether a recall is worth more queries; what shares work among the queries of a batch gets them
-                in any case, since a small one does not show its speed.
+            near: says whether a recall is worth more queries than the pilot, which is a whole batch of those that show
+                their speed only there.
         """
         total = len(queries)
         self.time(queries, min(FEW, total), batch_size)
-        self.restart(queries, min(max(min(PILOT, self.affordable(RUN_SECONDS)), LEAST_QUERIES), total), batch_size)
+        pilot = max(min(PILOT, self.affordable(RUN_SECONDS)), LEAST_QUERIES, self.at_once)
+        self.restart(queries, min(pilot, total), batch_size)
         self.quality = quality(self.rows)
-        wanted = min(max(self.affordable(RUN_SECONDS), self.at_once), total)
-        if wanted > self.count and (self.at_once > self.count or near(self.quality)):
+        wanted = min(self.affordable(RUN_SECONDS), total)
+        if wanted > self.count and near(self.quality):
             self.restart(queries, wanted, batch_size)
             self.quality = quality(self.rows)
 

@@ -9,10 +9,7 @@ import numpy as np
 
 from stcli.peers.bitmaps import rows_of
 from stcli.peers.protocol import Items, Queries
-from stcli.peers.workers import Workers, faiss_threads
-
-SHARED_QUERIES = 2048
-"""Queries at once from which on Flat's matrix product has its full speed."""
+from stcli.peers.workers import Workers
 
 
 class FaissFlat:
@@ -29,8 +26,8 @@ class FaissFlat:
         self.index.add(items.vectors)
         self._items = items
         self.how = (
-            f"float32, exact; without filters one call for the batch, with filters one call a query in "
-            f"{items.threads} threads, with an IDSelectorArray of the eligible rows"
+            f"float32, exact; {items.threads} threads, without filters one call each for a share of the batch, with "
+            "filters one call a query, with an IDSelectorArray of the eligible rows"
         )
         self._workers = Workers(items.threads, lambda: faiss.omp_set_num_threads(1))
 
@@ -45,7 +42,7 @@ class FaissFlat:
 
     def at_once(self, filtered: bool) -> int:
         """Without filters it shares a matrix product among the queries; with them each is alone."""
-        return 1 if filtered else SHARED_QUERIES
+        return 1 if filtered else self._workers.fair_batch
 
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""
@@ -54,8 +51,7 @@ class FaissFlat:
     def search(self, queries: Queries, k: int, parameter: None) -> np.ndarray:
         """Rows of the best k."""
         if not queries.filtered:
-            with faiss_threads(self._items.threads):
-                return self.index.search(queries.vectors, k)[1]
+            return self._workers.shares(lambda vectors: self.index.search(vectors, k)[1], queries.vectors)
 
         def answer(query: int) -> np.ndarray:
             tree = queries.trees[query]

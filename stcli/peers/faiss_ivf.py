@@ -97,8 +97,8 @@ class FaissIvf:
         yield f"nprobe {self.lists}", self.lists
 
     def at_once(self, filtered: bool) -> int:
-        """It looks through the lists of one query after the other."""
-        return 1
+        """Without filters it shares the product with the centres; lists are looked through query by query."""
+        return 1 if filtered else self._workers.fair_batch
 
     def refuses(self, queries: Queries) -> str | None:
         """A bitmap expresses any filter."""

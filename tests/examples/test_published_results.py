@@ -2,7 +2,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import published_results
-from stcli.measure import against, ceilings, trials
+import stcli
+from stcli.measure import against, ceilings, plots, trials
 from stcli.pipeline import bench
 
 QUICK = [
@@ -16,6 +17,9 @@ def test_tables_a_plot_and_the_readme(tiny, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     for owner, name, value in QUICK:
         monkeypatch.setattr(owner, name, value)
+    monkeypatch.setattr(
+        plots, "available", lambda: False
+    )  # the pages of the reports; the picture is drawn all the same
     readme, out = tmp_path / "README.md", tmp_path / "reports" / "today"
     readme.write_text(f"before\n{published_results.BEGIN}\nold\n{published_results.END}\nafter\n", encoding="utf-8")
     plain = pq.read_table(tiny.queries).drop_columns(["filter"])
@@ -44,6 +48,14 @@ def test_tables_a_plot_and_the_readme(tiny, tmp_path, monkeypatch, capsys):
     assert "| no filters |" in told
     assert "(reports/today/results.svg)" in told
     assert "again with: python examples/published_results.py --corpus" in capsys.readouterr().out
+    # Reports that are there are put together again without measuring.
+    monkeypatch.setattr(stcli, "bench", None)
+    monkeypatch.setattr(plots, "contests", lambda panels, *_: f"<svg>{list(panels)}</svg>")
+    again = ["--corpus", "plain=,gone", "--corpus", "tiny=,gone", "--at", "0.9", "--k", "10", "--keep"]
+    published_results.main([*again, "--out", str(out), "--work", str(tmp_path), "--readme", str(readme)])
+    assert "| plain, without filters | 0.9 |" in readme.read_text(encoding="utf-8")
+    assert (out / "results.md").read_text(encoding="utf-8").startswith("### plain")
+    assert "'plain, without filters', 'tiny, with filters'" in (out / "results.svg").read_text(encoding="utf-8")
 
 
 def test_what_cannot_be_used(tiny, tmp_path):

@@ -8,6 +8,7 @@ from stcli.peers import families
 from stcli.peers.bitmaps import count, holds, rows_of
 from stcli.peers.paper import Paper
 from stcli.peers.protocol import Items, Queries
+from stcli.peers.workers import SHARE, Workers
 
 K = 10
 
@@ -19,7 +20,7 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def items(model):
-    return Items.of(model, threads=2, seed=0)
+    return Items.of(model, threads=1, seed=0)  # two threads of Faiss beside another process take 20 times as long
 
 
 def queries_of(model, tiny, filtered):
@@ -90,6 +91,24 @@ def test_more_lists_find_more(tiny, model, items):
         found = [recall(peer.search(queries, K, parameter), truth) for _, parameter in peer.parameters(True, K)]
         assert len(found) > 3
         assert found[0] < found[-1]
+
+
+def test_a_batch_is_shared_among_the_threads_where_it_fills_them():
+    if families.missing("faiss"):
+        pytest.skip(families.missing("faiss"))
+    workers = Workers(2, lambda: None)
+    vectors = np.arange(2 * SHARE + 1)[:, None]
+    asked = []
+
+    def search(some):
+        asked.append(len(some))
+        return 10 * some
+
+    assert workers.fair_batch == 2 * SHARE
+    assert np.array_equal(workers.shares(search, vectors), 10 * vectors)
+    assert sorted(asked) == [SHARE, SHARE + 1]
+    assert np.array_equal(workers.shares(search, vectors[:-2]), 10 * vectors[:-2])
+    assert asked[2:] == [2 * SHARE - 1]
 
 
 def test_paper_form(tiny, model, items):
