@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import stcli
+from stcli.measure.report import read_report
 
 BASE, QUERY = "base.10M.u8bin", "query.public.100K.u8bin"
 BASE_TAGS, QUERY_TAGS = "base.metadata.10M.spmat", "query.metadata.public.100K.spmat"
@@ -178,6 +179,10 @@ def measure(out: Path, sample: int, against: Sequence[str]) -> dict[str, float]:
     for name, recall in summary["recall"].items():
         print(f"{name:>12}: recall@{K} {recall:.4f} at {summary['queries_per_s'][name]:,.0f} queries/s")
     print(f"fastest with recall@{K} of {TARGET}: {best}, {reached.get(best, 0):,.0f} queries/s; see {out / 'report'}")
+    for workload in (read_report(out / "report")["against"] or {"workloads": []})["workloads"]:
+        for line in workload["matched"][0]["lines"]:
+            speed = "never" if line["setting"] is None else f"{line['queries_per_s']:,.0f} queries/s, {line['setting']}"
+            print(f"{workload['name']}, mean recall {TARGET}: {line['name']} {speed}")
     return reached
 
 
