@@ -9,9 +9,13 @@ native code. Words are 64-bit patterns carried in int64 tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar, cast
 
 import torch
+
+T = TypeVar("T")
 
 BLOCK_ROWS = 4096
 """Rows of one block of the bit matrix; 64 words."""
@@ -299,3 +303,20 @@ class MatrixPlan:
     bloom_fpr: float
     num_hashes: int
     fixed_width: int | None = None
+
+
+def mapped(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """The same with every tensor changed; looks into dataclasses and tuples."""
+    if isinstance(value, torch.Tensor):
+        return cast(T, change(value))
+    if isinstance(value, tuple):
+        return cast(T, tuple(mapped(item, change) for item in value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    parts: dict[str, Any] = {one.name: mapped(getattr(value, one.name), change) for one in fields(value)}
+    return cast(T, replace(value, **parts))
+
+
+def moved(value: T, device: torch.device) -> T:
+    """The same with every tensor on a device; the host does not wait for copies to a GPU."""
+    return mapped(value, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))

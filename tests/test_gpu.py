@@ -12,10 +12,9 @@ from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import Embeddings
+from stcli.types import Embeddings, moved
 from tests.ops import search_cases
 from tests.ops.test_device_agnostic import filters, normal, quantized
-from tests.to_device import moved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -58,8 +57,10 @@ def kernels():
 def equal_on_gpu(operation, *given, **options):
     """The kernels on the GPU give bit for bit what the torch form gives on the CPU."""
     expected = operation(*given, **options, backend="torch")
-    far = [moved(value, "cuda") for value in given]
-    found = operation(*far, **{name: moved(value, "cuda") for name, value in options.items()}, backend="cuda")
+    far = [moved(value, torch.device("cuda")) for value in given]
+    found = operation(
+        *far, **{name: moved(value, torch.device("cuda")) for name, value in options.items()}, backend="cuda"
+    )
     pairs = (
         [(expected, found)]
         if isinstance(expected, torch.Tensor)

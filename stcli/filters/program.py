@@ -8,9 +8,9 @@ verification).
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from stcli.filters.texts import TextReader
 from stcli.filters.tree import Node, check
 from stcli.filters.vocabulary import Vocabulary
 from stcli.ops.segments import expand
-from stcli.types import Program, TermProgram
+from stcli.types import Program, TermProgram, moved
 
 CACHE_SIZE = 1 << 16
 """Distinct filter texts whose plans are kept between batches."""
@@ -65,6 +65,7 @@ class FilterBatch:
         terms: F term programs, or None.
         num_filters: F, distinct filters.
         unknown_values: literals that are no value of their feature, summed over the queries.
+        sent: the same on devices that it was sent to ahead.
     """
 
     filter_of_query: torch.Tensor
@@ -72,6 +73,7 @@ class FilterBatch:
     terms: TermProgram | None
     num_filters: int
     unknown_values: int = 0
+    sent: Mapping[torch.device, FilterBatch] = field(default_factory=dict)
 
     @classmethod
     def of(cls, filter_of_query: np.ndarray, filters: Pieces, unknown_values: int) -> FilterBatch:
@@ -97,6 +99,11 @@ class FilterBatch:
             yield count, self._part(filters[start : start + count])
             start += count
 
+    def slice(self, start: int, stop: int) -> FilterBatch:
+        """The filters of queries `start … stop - 1`; their `unknown_values` are 0 unless these are all."""
+        part = self.filter_of_query[start:stop]
+        return self if len(part) == len(self.filter_of_query) else self._part(part)
+
     def _part(self, filter_of_query: torch.Tensor) -> FilterBatch:
         used, number = filter_of_query.unique(return_inverse=True)
         unfiltered = int((used < 0).sum())
@@ -112,27 +119,14 @@ class FilterBatch:
 
     def to(self, device: torch.device) -> FilterBatch:
         """The same on another device."""
+        if device in self.sent:
+            return self.sent[device]
         if device.type == "cpu" and self.filter_of_query.device.type == "cpu":
             return self
-        return replace(
-            self,
-            filter_of_query=self.filter_of_query.to(device, non_blocking=True),
-            program=None if self.program is None else moved(self.program, device),
-            terms=None if self.terms is None else moved(self.terms, device),
-        )
+        return moved(self, device)
 
 
 P = TypeVar("P", Program, TermProgram)
-
-
-def moved(program: P, device: torch.device) -> P:
-    """A program with its tensors on `device`."""
-    tensors: dict[str, Any] = {
-        name: value.to(device, non_blocking=True)
-        for name, value in vars(program).items()
-        if isinstance(value, torch.Tensor)
-    }
-    return replace(program, **tensors)
 
 
 def _programs(programs: P, which: torch.Tensor) -> P:

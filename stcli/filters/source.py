@@ -92,3 +92,37 @@ class BoundFilters:
         Bound values are not counted.
         """
         return self.plan.planner.unknown_values(self.texts, others)
+
+
+@dataclass(frozen=True)
+class PlannedFilters:
+    """Filters that were planned before their search, so that whoever searches touches no planner.
+
+    Attributes:
+        source: what they were planned from.
+        planned: all of them.
+        elsewhere: the same over other planners, by their `id`.
+    """
+
+    source: FilterSource
+    planned: FilterBatch
+    elsewhere: Mapping[int, PlannedFilters]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, start: int, stop: int) -> FilterBatch:
+        """The filters of queries `start … stop - 1`."""
+        return self.planned.slice(start, stop)
+
+    def take(self, queries: np.ndarray) -> FilterSource:
+        """The filters of some queries, int64 [b], not planned yet."""
+        return self.source.take(queries)
+
+    def over(self, planner: Planner) -> FilterSource:
+        """The same filters over another index."""
+        return self.elsewhere.get(id(planner)) or self.source.over(planner)
+
+    def unknown_values(self, others: Sequence[Planner] = ()) -> int:
+        """Literals in the filter texts that are no value of their feature, nor are over other planners."""
+        return self.source.unknown_values(others)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stcli.errors import InputError
-from stcli.filters.program import FilterBatch, Planner, moved
+from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import FilterSource
 from stcli.model.joined import JoinedIds, LivingLookup, interleave_ranks, open_segments
 from stcli.model.lookup import Ids, Lookup
@@ -33,7 +33,7 @@ from stcli.ops.verify_terms import verify_terms
 from stcli.storage.artifact import Artifact
 from stcli.storage.artifact_set import ArtifactSet
 from stcli.storage.sizes import bytes_by_group
-from stcli.types import Candidates, Embeddings, Postings, SearchIndex
+from stcli.types import Candidates, Embeddings, Postings, SearchIndex, moved
 
 WORDS_BYTES = 512 << 20
 """Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
@@ -174,6 +174,12 @@ class Corpus(nn.Module):
         """Plans filters over the vocabulary of the first segment."""
         return self.segments[0].planner
 
+    @property
+    def other_planners(self) -> list[Planner]:
+        """Those of the segments with another vocabulary than the first."""
+        others = {id(segment.planner): segment.planner for segment in self.segments}
+        return [planner for planner in others.values() if planner is not self.planner]
+
     def forget_plans(self) -> None:
         """Plan filters anew, as for filters that were never seen."""
         made: dict[int, Planner] = {}
@@ -257,9 +263,7 @@ class Corpus(nn.Module):
 
     def unknown_values(self, filters: FilterSource) -> int:
         """Literals in the filter texts that are no value of their feature in any segment."""
-        others = {id(segment.planner): segment.planner for segment in self.segments[1:]}
-        others.pop(id(self.planner), None)
-        return filters.unknown_values(list(others.values()))
+        return filters.unknown_values(self.other_planners)
 
     def batches(
         self, filters: FilterSource, start: int, stop: int, most: int | None = None

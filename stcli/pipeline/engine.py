@@ -6,7 +6,7 @@ Whoever has record batches can feed it: the command, a worker process, Ray or Sp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError, nearest
+from stcli.model.ahead import Arrival, Upload, plan_ahead
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results, without
 from stcli.model.retriever import Retriever
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring, scored_tasks
 from stcli.pipeline.columns import KeptColumns
+from stcli.pipeline.prefetch import prefetch
 from stcli.pipeline.queries import QueryBatch, QueryReader
 from stcli.storage.columns import BadRows
 
@@ -47,6 +49,25 @@ class Counts:
         """Add the counts of another batch or part."""
         for name in self.__dataclass_fields__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A batch that only has to be searched.
+
+    Attributes:
+        row: of the table, where it starts.
+        batch: as it was read.
+        queries: its filters are planned, and what the search reads of it is on the device.
+        unknown_values: literals of the filters that no item has.
+        arrival: of what was sent to the device.
+    """
+
+    row: int
+    batch: pa.RecordBatch
+    queries: QueryBatch
+    unknown_values: int
+    arrival: Arrival
 
 
 @dataclass
@@ -143,21 +164,35 @@ class Engine:
         return pa.schema(fields)
 
     def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
-        """Yield the results of each (table row, batch)."""
-        for row, batch in batches:
-            yield self.answer(row, batch)
+        """Yield the results of each (table row, batch).
 
-    def answer(self, row: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The results of one batch of query rows that starts at table row `row`."""
+        A batch is read, planned and sent to the device while the one before it is searched.
+        """
+        upload = Upload()
+        for ready in prefetch(self._prepare(row, batch, upload) for row, batch in batches):
+            yield self._answer(ready)
+
+    def _prepare(self, row: int, batch: pa.RecordBatch, upload: Upload) -> _Ready:
         queries = self.reader.read(batch)
-        self.reject(row, queries.bad, queries.ids)
+        requests, lists, place = queries.requests, queries.lists, self.model.device
+        unknown = self.model.unknown_values(requests.filters)
+        filters = plan_ahead(self.model, requests.filters, upload)
+        requests = replace(requests, filters=filters, users=upload.send(requests.users, place))
+        if self.plain:  # else they are looked up on the host
+            lists = upload.send(lists, place)
+        return _Ready(row, batch, replace(queries, requests=requests, lists=lists), unknown, upload.sent())
+
+    def _answer(self, ready: _Ready) -> pa.RecordBatch:
+        queries = ready.queries
+        self.reject(ready.row, queries.bad, queries.ids)
+        ready.arrival.wait()
         results = self._results(queries)
         if queries.no_item is not None:
             results = without(results, torch.from_numpy(queries.no_item))
-        self.counts.unknown_values += self.model.unknown_values(queries.requests.filters)
+        self.counts.unknown_values += ready.unknown_values
         self.counts.unknown_events += queries.unknown_events
         self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
-        return self._table(batch, queries, results)
+        return self._table(ready.batch, queries, results)
 
     def _results(self, queries: QueryBatch) -> Results:
         if self.plain:

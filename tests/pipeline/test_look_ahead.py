@@ -1,0 +1,66 @@
+"""`retrieve` prepares a batch while the one before it is searched; nothing but the time tells."""
+
+import threading
+
+import pyarrow as pa
+import pytest
+
+import stcli
+from stcli.model.retriever import Retriever
+from stcli.pipeline import engine
+from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents, write_queries
+
+SMALL = {"batch_size": 13, "part_rows": 50, "probes": 3, "device": "cpu"}
+
+
+def tables(tiny, folder):
+    """A query table of each kind, and the options for it."""
+    bound = write_queries(
+        folder / "bound.parquet", tiny.vectors, own=[f"t{number % 60:02d}" for number in range(120)],
+        seen=pa.array([[3, 10, 17 + 7 * number] for number in range(120)]),
+    )  # fmt: skip
+    tasks = write_queries(
+        folder / "tasks.parquet", tiny.vectors, filter=pa.array(tiny.filters, pa.string()),
+        like=pa.array(tiny.vectors.tolist(), pa.list_(pa.float32())),
+        buy=pa.array(tiny.vectors[::-1].tolist(), pa.list_(pa.float32())),
+    )  # fmt: skip
+    return {
+        "filters": (tiny.queries, FILTERED),
+        "template": (bound, {"k": 5, "filter": "tags = $own", "exclude_column": "seen"}),
+        "bad rows": (bad_queries(folder / "bad.parquet", tiny),
+                     {**FILTERED, "bad_rows": "quarantine", "max_bad_fraction": 0.2}),
+        "tasks": (tasks, {**FILTERED, "task_embeddings": "like=like,buy=buy"}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["filters", "template", "bad rows", "tasks"])
+def test_the_results_and_their_order_are_the_same(tiny, tmp_path, monkeypatch, name):
+    queries, options = tables(tiny, tmp_path)[name]
+    ahead = stcli.retrieve(tiny.model, queries, tmp_path / "ahead", **options, **SMALL)
+    monkeypatch.setattr(engine, "prefetch", iter)
+    plain = stcli.retrieve(tiny.model, queries, tmp_path / "plain", **options, **SMALL)
+    assert contents(tmp_path / "ahead") == contents(tmp_path / "plain")
+    assert ahead["counts"] == plain["counts"]
+    assert ahead["warnings"] == plain["warnings"]
+
+
+def test_the_next_batch_is_planned_while_one_is_searched(tiny, tmp_path, monkeypatch):
+    planned = [threading.Event() for _ in range(4)]
+    places, searched = iter(planned), []
+    plan, search = engine.plan_ahead, Retriever.search
+
+    def planning(*given):
+        found = plan(*given)
+        next(places).set()
+        return found
+
+    def searching(*given):
+        searched.append(len(searched))
+        if len(searched) < len(planned):
+            assert planned[len(searched)].wait(60), "the next batch waits for the search of this one"
+        return search(*given)
+
+    monkeypatch.setattr(engine, "plan_ahead", planning)
+    monkeypatch.setattr(Retriever, "search", searching)
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, batch_size=30, **FILTERED)
+    assert searched == [0, 1, 2, 3]
