@@ -76,6 +76,7 @@ class Watch(TorchDispatchMode):
 
     Args:
         reads: `tolist()` is allowed: the operation steers its loops by small tensors.
+        both: work goes on on this side too, and copies that are asked for go either way; only a mixture is an error.
 
     Attributes:
         num_reads: single numbers read so far; each makes the host wait.
@@ -84,9 +85,9 @@ class Watch(TorchDispatchMode):
 
     current: Watch | None = None
 
-    def __init__(self, reads: bool = False) -> None:
+    def __init__(self, reads: bool = False, both: bool = False) -> None:
         super().__init__()
-        self.reads = reads
+        self.reads, self.both = reads, both
         self.num_reads = 0
         self.waits: list[str] = []
 
@@ -112,15 +113,18 @@ class Watch(TorchDispatchMode):
             self.waits.append(name)
         wanted = kwargs.get("device")
         goes_far = wanted is not None and torch.device(wanted).type == FAR.type
-        if far and near:
+        if far and near and not (self.both and name == "aten::copy_"):
             raise HiddenCopy(f"{name}: mixes tensors of two devices: {[_say(tensor) for tensor in given]}")
-        if far and wanted is not None and not goes_far:
+        comes_back = far and wanted is not None and not goes_far
+        if comes_back and not self.both:
             raise HiddenCopy(f"{name}: copies {_say(far[0])} to {wanted}")
         if goes_far:
             kwargs["device"] = torch.device("cpu")
         result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+        if comes_back:
+            return result
         if not far and not goes_far:
-            if name not in ALIASES and any(_is_data(leaf) for leaf in tree_leaves(result)):
+            if not self.both and name not in ALIASES and any(_is_data(leaf) for leaf in tree_leaves(result)):
                 raise HiddenCopy(f"{name}: makes or computes a tensor on the CPU")
             return result
         same = {id(tensor.here): tensor for tensor in far}  # of an operation in place, or with out=

@@ -55,7 +55,8 @@ DryRun = Annotated[
 AsJson = Annotated[bool, option("--json", "Print one JSON object on stdout instead of a table.")]
 Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:<number>.")]
 Devices = Annotated[
-    str, option("--device", "auto, cpu, cuda, cuda:<number>, or cuda:all for a process and a copy on every GPU.")
+    str,
+    option("--device", "auto, cpu, cuda, cuda:<number>, or cuda:all: a copy on every GPU, or a set's files over them."),
 ]
 Backend = Annotated[str, option("--backend", "Form of the operations: auto, native (C++), cuda (kernels) or torch.")]
 Threads = Annotated[int | None, option("--threads", "CPU threads. [default: all cores]", min=1, show_default=False)]

@@ -22,7 +22,7 @@ from stcli.filters.source import FilterSource
 from stcli.model.joined import JoinedIds, LivingLookup, interleave_ranks, open_segments
 from stcli.model.lookup import Ids, Lookup
 from stcli.model.overarch import OverArch, embeddings_at
-from stcli.model.placement import Placement
+from stcli.model.placement import Spread
 from stcli.model.segment import Segment
 from stcli.model.slots import pick, places_within
 from stcli.model.tower import load_tower
@@ -75,8 +75,9 @@ class Admitted:
 
 
 def admitted_counts(admitted: Sequence[Admitted]) -> torch.Tensor:
-    """Rows of all segments that each query may get; int64 [B]."""
-    return torch.stack([part.counts() for part in admitted]).sum(0)
+    """Rows of all segments that each query may get; int64 [B] on the device of the first."""
+    home = admitted[0].line_of_query.device
+    return torch.stack([part.counts().to(home) for part in admitted]).sum(0)
 
 
 class Corpus(nn.Module):
@@ -118,14 +119,14 @@ class Corpus(nn.Module):
         arrays = artifact.arrays if isinstance(artifact, Artifact) else artifact.shards[0].arrays
         self.tower = load_tower(self.manifest.get("tower"), arrays)
 
-    def place(self, device: torch.device, placement: Placement) -> None:
-        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+    def place(self, spread: Spread) -> None:
+        """Move the tensors of each segment to a GPU; those that stay on the host are used from there."""
         if self.tower is not None:
-            self.tower.to(device)
-        for segment in self.segments:
-            segment.place(device, placement)
-        self.tile_queries = placement.tile_queries
-        self.words_bytes = placement.tile_queries * 8 * self.num_words
+            self.tower.to(spread.devices[0])
+        for segment, device in zip(self.segments, spread.devices, strict=True):
+            segment.place(device, spread.each[device])
+        self.tile_queries = spread.tile_queries
+        self.words_bytes = spread.tile_queries * 8 * self.num_words
 
     # ---- what it is ------------------------------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class Corpus(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Where queries are searched: the device of the first segment, while others may be on others."""
         return self.segments[0].device
 
     @property
@@ -400,7 +401,8 @@ class Corpus(nn.Module):
         """Place of each item in the order of all ids, int64 [b, M]; any number in empty slots."""
 
         def rank(number: int, own: torch.Tensor) -> torch.Tensor:
-            ranks = self.segments[number].ranks[own.clamp(min=0)]
+            ranks = self.segments[number].ranks
+            ranks = ranks[own.to(ranks.device).clamp(min=0)].to(own.device)
             if self.rank_shift is None or number == len(self.segments) - 1:
                 return ranks
             return ranks + torch.searchsorted(self.rank_shift.to(ranks.device), ranks, right=True)

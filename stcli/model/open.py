@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from stcli.model.placement import Placement
+from stcli.model.placement import Placement, Spread
 from stcli.model.program import ProgramTower
 from stcli.model.retriever import Retriever
 from stcli.storage.artifact_set import open_files
@@ -18,7 +18,7 @@ def open_artifact(
     device: str | torch.device = "cpu",
     backend: str = "auto",
     verify: bool = False,
-    placement: Placement | None = None,
+    placement: Placement | Spread | None = None,
     allow_model_code: bool = False,
 ) -> Retriever:
     """Open an artifact made by `pack_model`, or a set of them; tensors are mapped and load when they are touched.
@@ -28,7 +28,8 @@ def open_artifact(
         device: where the search tensors go; the CPU maps the file, a GPU copies it.
         backend: see `ops/dispatch.py`.
         verify: check the hash of every tensor first.
-        placement: which tensors go to the GPU, see `stcli.model.placement`; None: all but ids and exact terms.
+        placement: which tensors go to the GPU, or to which of several, see `stcli.model.placement`; None: all but ids
+            and exact terms.
         allow_model_code: a tower that is a `torch.export` program may run. It is code: allow it only from where you
             would install a package.
 
@@ -41,7 +42,10 @@ def open_artifact(
     retriever = Retriever(open_files(Path(path), verify), backend)
     if isinstance(retriever.tower, ProgramTower):
         retriever.tower.allowed = allow_model_code
-    if placement is not None:
-        retriever.place(torch.device(device), placement)
-        return retriever.eval()
-    return retriever.to(device).eval()
+    if placement is None:
+        return retriever.to(device).eval()
+    if isinstance(placement, Placement):
+        there = torch.device(device)
+        placement = Spread((there,) * len(retriever.segments), {there: placement})
+    retriever.place(placement)
+    return retriever.eval()

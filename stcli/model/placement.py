@@ -6,9 +6,11 @@ changes a result: the planner's choices depend on the artifact alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from stcli.errors import DeviceError, InputError
 
@@ -78,6 +80,39 @@ class Placement:
             "peak_bytes": self.peak_bytes,
             "free_bytes": self.free_bytes,
         }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What lies where on several devices.
+
+    Attributes:
+        devices: of each file of a set, or of the only file of an artifact.
+        each: what lies where on each of them.
+    """
+
+    devices: tuple[torch.device, ...]
+    each: Mapping[torch.device, Placement]
+
+    @property
+    def tile_queries(self) -> int:
+        """Queries searched at once: as many as the fullest device takes."""
+        return min(placement.tile_queries for placement in self.each.values())
+
+    def summary(self) -> dict[str, Any]:
+        """For summaries and `--dry-run`."""
+        if len(self.each) == 1:
+            return next(iter(self.each.values())).summary()
+        return {str(device): placement.summary() for device, placement in self.each.items()}
+
+
+def share_out(sizes: Sequence[int], num_devices: int) -> list[int]:
+    """The device, 0 … num_devices - 1, of each file: the largest first, each where the fewest bytes are."""
+    loads, places = [0] * num_devices, [0] * len(sizes)
+    for number in sorted(range(len(sizes)), key=lambda one: (-sizes[one], one)):
+        places[number] = loads.index(min(loads))
+        loads[places[number]] += sizes[number]
+    return places
 
 
 def group_bytes(sizes: Mapping[str, int]) -> dict[str, int]:

@@ -147,9 +147,10 @@ class Scorer:
         """Scores of candidates [b, M] by the OverArch for one task, whose user vectors are float32 [b, D]."""
 
         def score(number: int, own: torch.Tensor) -> torch.Tensor:
-            overarch = self.model.segments[number].overarch
-            assert overarch is not None
-            return overarch(users, own, task)
+            segment = self.model.segments[number]
+            assert segment.overarch is not None
+            scores: torch.Tensor = segment.overarch(users.to(segment.device), own.to(segment.device), task)
+            return scores.to(own.device)
 
         return self.model.read(rows, score, -torch.inf)
 

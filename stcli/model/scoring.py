@@ -170,7 +170,7 @@ class Scoring:
                 line = torch.arange(len(here), device=here.device).repeat_interleave(num_tasks)
                 some = tile.take(own)
                 admitted = tuple(
-                    replace(part, words=own_words, line_of_query=line)
+                    replace(part, words=own_words, line_of_query=line.to(own_words.device))
                     for part, own_words in zip(some.admitted, words, strict=True)
                 )
                 again = replace(some, admitted=admitted, filtered=torch.ones_like(some.filtered))
@@ -208,11 +208,11 @@ class Scoring:
                 barred |= full[groups]  # OWN_GROUP, -1, is the last place, never full
             for segment, admitted, whole, words in zip(model.segments, tile.admitted, every, opened, strict=True):
                 line = int(admitted.line_of_query[query])
-                base = whole if admitted.words is None or line < 0 else admitted.words[line]
+                base = whole if admitted.words is None or line < 0 else admitted.words[line].to(device)
                 own = barred[segment.base : segment.end]
                 own = torch.nn.functional.pad(own, (0, 64 * segment.num_words - len(own)))
                 words[number] = base & ~(own.view(-1, 64).long() << bits).sum(1)
-        return opened
+        return tuple(words.to(segment.device) for words, segment in zip(opened, model.segments, strict=True))
 
     # ---- candidates that requests bring ----------------------------------------------------------------------------
 

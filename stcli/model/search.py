@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from stcli.ops.merge_lists import merge_lists
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
-from stcli.types import PAD_ROW, Candidates, Lines, Quantized
+from stcli.types import PAD_ROW, Candidates, Lines, Quantized, moved
 
 SLOTS = 1 << 24
 """Candidate slots held at once, 12 bytes each."""
@@ -97,7 +98,7 @@ class Search:
         self.k = min(options.k, model.num_items)
         self.bounded = model.bounded
         self.runs = [
-            _Run(segment, admitted, tile.excluded, options.verify)
+            _Run(segment, admitted, tile.excluded, options.verify, self.backend, self.vectors.device)
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
         self.admitted = torch.stack([run.counts for run in self.runs]).sum(0)
@@ -184,8 +185,8 @@ class Search:
     def _slack(self, queries: Quantized, which: torch.Tensor) -> torch.Tensor:
         """How far the score of any row may be from its int8 score, float32 [b]."""
         norms, errors = self._bounds(which, queries)
-        error = torch.stack([run.index.errors.max() for run in self.runs]).max()
-        norm = torch.stack([run.index.norms.max() for run in self.runs]).max()
+        error = torch.stack([run.index.errors.max().to(norms.device) for run in self.runs]).max()
+        norm = torch.stack([run.index.norms.max().to(norms.device) for run in self.runs]).max()
         # 1 % more than bounds that are rounded up already covers the rounding of a sum of this and a score.
         return (norms * error + errors * norm) * 1.01
 
@@ -217,14 +218,11 @@ class Search:
         """The best k0 of all admitted rows."""
         bounds = self._bounds(which, queries) if self.bounded else None
         floors = self.floors[which] if self.bounded and bool((self.floors[which] > -torch.inf).any()) else None
-        parts = [
-            search_rows(
-                queries, run.index, run.words, run.lines[which], k0=k0, excluded=run.excluding(which), bounds=bounds,
-                floors=floors, backend=self.backend,
-            )
-            for run in self.runs
-        ]  # fmt: skip
-        return self._merged(parts, k0)
+
+        def search(run: _Run) -> Candidates:
+            return run.search_rows(queries, which, k0, bounds, floors)
+
+        return self._merged(at_once(search, self.runs), k0)
 
     def _search_clusters(
         self, queries: Quantized, which: torch.Tensor, num_probes: torch.Tensor, k0: int, work: torch.Tensor
@@ -240,25 +238,28 @@ class Search:
         floors = self.floors[which]
         floored = self.tile.together > 1 and bool((floors > -torch.inf).any())
         least = floors - self._slack(queries, which) if floored else None
-        parts = []
         for run in self.runs:
-            args = (run.words, run.lines[which])
-            more: dict[str, Any] = {"k0": k0, "excluded": run.excluding(which), "backend": self.backend}
             if run.segment.probed:
-                parts.append(search_clusters(queries, run.index, probes, *args, floors=least, **more))
-                work[which] += run.index.clusters.offsets.diff()[probes].masked_fill(unused, 0).sum(1)
-            else:  # few rows in clusters of their own
-                parts.append(search_rows(queries, run.index, *args, floors=least, **more))
+                sizes = run.index.clusters.offsets.diff().to(probes.device)
+                work[which] += sizes[probes].masked_fill(unused, 0).sum(1)
+            else:
                 work[which] += run.counts[which]
-        return self._merged(parts, k0)
+
+        def search(run: _Run) -> Candidates:
+            if run.segment.probed:
+                return run.search_clusters(queries, which, probes, k0, least)
+            return run.search_rows(queries, which, k0, None, least)  # few rows in clusters of their own
+
+        return self._merged(at_once(search, self.runs), k0)
 
     def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
         """The best k0 of what each segment gave, in the rows of all."""
         if len(parts) == 1:
             return parts[0]
+        home = self.vectors.device
         shifted = [
             replace(part, rows=torch.where(part.rows >= 0, part.rows + run.segment.base, PAD_ROW))
-            for part, run in zip(parts, self.runs, strict=True)
+            for part, run in zip((moved(part, home) for part in parts), self.runs, strict=True)
         ]
         return best_of_runs(shifted, k0, self.backend)
 
@@ -310,24 +311,70 @@ class _Run:
         admitted: what the filters admit of them.
         excluded: rows of all segments that each query must not get, or None.
         verify: check candidates by their exact terms.
+        backend: see `ops/dispatch.py`.
+        home: device of the queries; the segment may be on another.
     """
 
-    def __init__(self, segment: Segment, admitted: Admitted, excluded: Lines | None, verify: bool) -> None:
-        self.segment, self.admitted = segment, admitted
+    def __init__(
+        self,
+        segment: Segment,
+        admitted: Admitted,
+        excluded: Lines | None,
+        verify: bool,
+        backend: str,
+        home: torch.device,
+    ) -> None:
+        self.segment, self.admitted, self.backend = segment, admitted, backend
         self.index, self.words, self.lines = segment.index, admitted.words, admitted.line_of_query
-        self.counts = admitted.counts()
-        self._excluded = excluded
-        if excluded is not None and segment.base:
-            self._excluded = replace(excluded, values=excluded.values - segment.base)  # others are no row of it
+        self.counts = admitted.counts().to(home)
+        self._excluded = None if excluded is None else excluded.to(segment.device)
+        if self._excluded is not None and segment.base:  # others are no row of it
+            self._excluded = replace(self._excluded, values=self._excluded.values - segment.base)
         self.unverified, program = admitted.filters.filter_of_query, admitted.filters.program
         if program is not None:
             exact = program.exact[self.unverified.clamp(min=0)]
             self.unverified = torch.where(exact | (not verify), -1, self.unverified)
         self.exact = not bool((self.unverified >= 0).any())
 
-    def excluding(self, which: torch.Tensor) -> Lines | None:
-        """The rows of the segment that some of the queries must not get."""
-        return None if self._excluded is None else self._excluded.take(which)
+    def search_rows(
+        self,
+        queries: Quantized,
+        which: torch.Tensor,
+        k0: int,
+        bounds: tuple[torch.Tensor, torch.Tensor] | None,
+        floors: torch.Tensor | None,
+    ) -> Candidates:
+        """The best k0 of all admitted rows for some of the queries; see `ops/search_rows.py`."""
+        queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
+        lines, excluded = self._of(which)
+        return search_rows(
+            queries, self.index, self.words, lines, k0=k0, excluded=excluded, bounds=bounds, floors=floors,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def search_clusters(
+        self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int, floors: torch.Tensor | None
+    ) -> Candidates:
+        """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`."""
+        queries, probes, floors = moved((queries, probes, floors), self.segment.device)
+        lines, excluded = self._of(which)
+        return search_clusters(
+            queries, self.index, probes, self.words, lines, k0=k0, excluded=excluded, floors=floors,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def _of(self, which: torch.Tensor) -> tuple[torch.Tensor, Lines | None]:
+        """The lines of some queries among the words, and the rows that they must not get."""
+        here = which.to(self.segment.device)
+        return self.lines[here], None if self._excluded is None else self._excluded.take(here)
+
+
+def at_once(search: Callable[[_Run], Candidates], runs: Sequence[_Run]) -> list[Candidates]:
+    """One search of every segment; on several devices a thread for each segment, as a search waits for its device."""
+    if len({run.segment.device for run in runs}) == 1:
+        return [search(run) for run in runs]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        return list(pool.map(search, runs))
 
 
 def _groups(

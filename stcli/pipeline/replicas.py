@@ -42,11 +42,11 @@ def on_first_device(run: Run, opened: Callable[[Job], Run], work: Callable[[Retr
     """Search samples with the model of the run, or with one that is on the first of its devices meanwhile.
 
     Args:
-        run: whose model searches on its only device, or on none.
+        run: whose model searches on its only device, on all together, or on none.
         opened: opens a run of a job.
         work: called with the model.
     """
-    if len(run.devices) == 1:
+    if len(run.devices) == 1 or run.is_spread:
         return work(run.model)
     first = replace(run.job, config=replace(run.config, device=str(run.devices[0])))
     found = work(opened(first).model)

@@ -20,7 +20,7 @@ from stcli.events import Stages, tell
 from stcli.model.calibrate import calibrate
 from stcli.model.device import choose_devices, describe_device, device_warnings, limit_threads
 from stcli.model.open import open_artifact
-from stcli.model.placement import Placement
+from stcli.model.placement import Placement, Spread
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.model.scoring_options import ScoringOptions
@@ -121,16 +121,21 @@ def open_run(job: Job, progress: Progress = no_progress) -> Run:
     """Open and check the artifact and the query table of a run."""
     config = job.config
     devices = choose_devices(config.device)
-    # The driver of several devices answers nothing itself, so it leaves their memory to the workers.
-    device = devices[0] if len(devices) == 1 else torch.device("cpu")
     limit_threads(config.threads)
     limit = limit_arrow(config.memory_limit)
-    placement = place_artifact(job.model, devices[0], config)
+    placement = place_artifact(job.model, devices, config)
+    # The driver of several copies answers nothing itself, so it leaves the memory of the devices to the workers.
+    here = len(devices) == 1 or isinstance(placement, Spread)
+    if isinstance(placement, Spread) and (config.workers > 1 or config.engine == "ray"):
+        raise InputError(
+            f"--device {config.device}: no GPU holds the artifact by itself, so its files lie on {len(placement.each)} "
+            "of them and one process searches them; leave out --workers and --engine"
+        )
     opened = open_artifact(
         job.model,
-        device=device,
+        device=devices[0] if here else "cpu",
         backend=config.backend,
-        placement=placement if device in devices else None,
+        placement=placement if here else None,
         allow_model_code=config.allow_model_code,
     )
     if placement is None:
@@ -181,7 +186,7 @@ class Run:
         scoring: ScoringOptions,
         devices: Sequence[torch.device],
         progress: Progress,
-        placement: Placement | None = None,
+        placement: Placement | Spread | None = None,
     ) -> None:
         self.job, self.config, self.output = job, job.config, Path(job.output)
         self.reader, self.table, self.progress, self.placement = reader, table, progress, placement
@@ -206,6 +211,11 @@ class Run:
             self.probes = PAPER_PROBES
         if not self.verify:
             self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
+
+    @property
+    def is_spread(self) -> bool:
+        """The files of the artifact lie on several devices, which this process searches together."""
+        return isinstance(self.placement, Spread)
 
     @property
     def device_names(self) -> str:
@@ -275,7 +285,8 @@ class Run:
     def _answer(self, numbers: Sequence[int], writer: ResultsWriter, engine: Engine) -> Iterator[int]:
         """Answer parts here or in workers; yields the number of each once it is written."""
         on_ray = self.config.engine == "ray"  # which gives each actor a device of its own
-        jobs = worker_jobs(self.job, self.devices[:1] if on_ray else self.devices)
+        copies = self.devices[:1] if on_ray or self.is_spread else self.devices
+        jobs = worker_jobs(self.job, copies)
         if on_ray:
             on_gpu = self.devices[0].type == "cuda"
             job = replace(jobs[0], config=replace(jobs[0].config, device="cuda" if on_gpu else self.config.device))
