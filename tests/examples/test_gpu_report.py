@@ -8,20 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 
+import gpu_report
 from gpu_bench.record import Record
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "gpu_report.py"
 
 
-def report(folder, *options):
-    command = [sys.executable, str(SCRIPT), "--out", str(folder), "--device", "cpu", "--size", "toy", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Traceback" not in done.stderr, done.stderr
-    return json.loads((folder / "report.json").read_text()), done.stdout
+@pytest.fixture
+def report(tmp_path, monkeypatch, capsys):
+    """Runs the script in this process; what it wrote and what it printed."""
+
+    def run(*options):
+        words = [str(SCRIPT), "--out", str(tmp_path), "--device", "cpu", "--size", "toy", *options]
+        monkeypatch.setattr(sys, "argv", words)
+        gpu_report.main()
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err, printed.err
+        return json.loads((tmp_path / "report.json").read_text()), printed.out
+
+    return run
 
 
-def test_all_stages(tmp_path):
-    data, _ = report(tmp_path)
+def test_all_stages(report, tmp_path):
+    data, _ = report()
     assert data["skipped"] == []
     stages = {row["stage"] for row in data["rows"]}
     assert stages == {"ceilings", "operations", "search", "ablations", "large"}
@@ -33,8 +42,8 @@ def test_all_stages(tmp_path):
     assert page.count("<table>") == 6
 
 
-def test_no_time_left(tmp_path):
-    data, out = report(tmp_path, "--seconds", "0")
+def test_no_time_left(report):
+    data, out = report("--seconds", "0")
     assert data["rows"] == []
     assert len(data["skipped"]) == 4
     assert "left out: ceilings" in out
