@@ -9,7 +9,7 @@ from pathlib import Path
 
 import stcli
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(stcli.__file__).parent.parent)}
+PYTHONPATH = str(Path(stcli.__file__).parent.parent)
 """So that a checkout which is not installed is found, too."""
 
 
@@ -18,7 +18,12 @@ def start(*words: object, python: tuple[object, ...] = (), cwd: Path | None = No
     program = () if "-c" in python else ("-m", "stcli")
     command = [sys.executable, *map(str, (*python, *program, *words))]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, cwd=cwd
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": PYTHONPATH},
+        cwd=cwd,
     )
 
 

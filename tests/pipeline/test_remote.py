@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -100,6 +99,20 @@ def test_retrieve_from_and_to_the_store(packed, tiny, tmp_path, cache):
     assert list((cache / "outputs").iterdir()) == []
 
 
+def test_a_set_on_the_store(packed, tiny, tmp_path):
+    """Made, updated and searched there: the rows are those of the same set on disk."""
+    pq.write_table(pq.read_table(tiny.items).slice(0, 40), tmp_path / "new.parquet")
+    pq.write_table(pq.read_table(tiny.items, columns=["item_id"]).slice(20, 60), tmp_path / "gone.parquet")
+    change = {"upsert": tmp_path / "new.parquet", "delete": tmp_path / "gone.parquet"}
+    for base, results in (("s3://shop/made", tmp_path / "there"), (str(tmp_path), tmp_path / "here")):
+        stcli.pack_model("s3://shop/made/items.index", f"{base}/shards", shards=1)
+        told = stcli.update(f"{base}/shards", f"{base}/updated", **change)
+        assert told["outputs"]["model"] == f"{base}/updated"
+        assert told["counts"]["num_items"] == 2000 - 40
+        stcli.retrieve(f"{base}/updated", tiny.queries, results, exact=True, **FILTERED)
+    assert read(tmp_path / "there").equals(read(tmp_path / "here"))
+
+
 def test_an_artifact_is_copied_once_until_it_changes(packed, cache):
     uri = "s3://shop/made/model.safetensors"
     copy = remote.local_copy(uri)
@@ -169,7 +182,6 @@ def test_inspect_and_what_is_not_there(packed, cache, tmp_path, tiny):
 
 
 def test_the_command_line_takes_uris(packed, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "ENVIRONMENT", {**process.ENVIRONMENT, **os.environ})
     code, out, err = process.finish(
         "retrieve", "s3://shop/made/model.safetensors", f"s3://shop/in/{tiny.queries.name}",
         "-o", "s3://shop/out/cli", "--k", "10", "--json",
