@@ -8,10 +8,20 @@ from tests.emulation.emulate import COMPILER, WHY_MISSING
 
 LEVELS = {"native-portable": 0, "native-avx2": 1, "native-avx512": 2}
 
+HAVE_KERNELS = ("choose_probes", "filter_match", "rescore", "search_clusters", "search_rows", "verify_terms")
+"""For the other operations `cuda` is torch on the GPU, so that its test would be that of torch once more."""
 
-@pytest.fixture(params=["torch", "cuda", *LEVELS])
+
+def pytest_generate_tests(metafunc):
+    """Each operation's tests in each of its forms."""
+    if "form" in metafunc.fixturenames:
+        kernels = ["cuda"] if metafunc.module.__name__.rpartition("test_")[2] in HAVE_KERNELS else []
+        metafunc.parametrize("form", ["torch", *kernels, *LEVELS], indirect=True)
+
+
+@pytest.fixture
 def form(request):
-    """Backend name: the definition, and the C++ library with each set of instructions that this CPU has."""
+    """Backend name: the definition, the emulated kernels, the C++ library with each set of instructions of this CPU."""
     if request.param == "torch":
         yield "torch"
         return

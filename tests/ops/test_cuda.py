@@ -1,6 +1,7 @@
 """Finding, compiling and launching kernels, with a CuPy of our own in place of the real one."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from stcli.errors import DeviceError
 from stcli.ops import cuda
 from stcli.ops.rescore import rescore
 from stcli.types import Embeddings
+from tests.ops.conftest import HAVE_KERNELS
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +127,11 @@ def test_headers_are_put_in_once(tmp_path):
     lines = [line for line in text.splitlines() if not line.startswith("#line")]
     assert lines == ["int b;", "int a;", "#include <cuda_fp16.h>", "int k;"]
     assert '#line 3 "k.cu"' in text
+
+
+def test_every_operation_with_kernels_is_tested_with_them():
+    sources = Path(cuda.__file__).parent.glob("*.py")
+    assert sorted(path.stem for path in sources if "kernel=" in path.read_text()) == sorted(HAVE_KERNELS)
 
 
 def test_every_kernel_is_one_text():
