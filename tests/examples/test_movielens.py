@@ -127,6 +127,12 @@ def test_embeddings_use_only_what_was_seen(items: pa.Table, queries: pa.Table) -
     assert not item_embeddings[ids.index(50)].any()
 
 
+def test_interactions_are_the_ratings_by_user_and_time(out: Path) -> None:
+    rows = pq.read_table(out / "interactions.parquet").to_pylist()
+    expected = sorted((user, time, movie, rating >= 4) for user, movie, rating, time in made_ratings())
+    assert [(row["user_id"], row["timestamp"], row["item_id"], row["like"]) for row in rows] == expected
+
+
 def test_filters_parse_and_fit_a_relevant_movie(items: pa.Table, queries: pa.Table) -> None:
     rows = queries.select(["filter", "relevant"]).to_pylist()
     filtered = [row for row in rows if row["filter"] is not None]
