@@ -108,13 +108,12 @@ def pack_arrays(index: IndexDir, dtype: str, dim: int) -> dict[str, Any]:
     return arrays
 
 
-def estimate_retrieve(job: Job, run: Run, opened: Callable[[Job], Run]) -> dict[str, Any]:
+def estimate_retrieve(job: Job, run: Run) -> dict[str, Any]:
     """Bytes and seconds of a retrieve, from its first queries.
 
     Args:
         job: the run asked for.
         run: opened and checked.
-        opened: opens a run of a job.
     """
     rows = min(run.num_rows, RETRIEVE_ROWS)
     start = time.perf_counter()
@@ -131,7 +130,7 @@ def estimate_retrieve(job: Job, run: Run, opened: Callable[[Job], Run]) -> dict[
         )
         output = Path(folder) / "sample"
         with MemoryWatch() as memory:
-            summary = opened(replace(job, output=str(output), config=config)).go(memory)
+            summary = run.over(replace(job, output=str(output), config=config)).go(memory)
         written = sum(part.stat().st_size for part in output.glob("part-*.parquet"))
     share = run.num_rows / max(rows, 1)
     search = summary["timings_s"]["search"] * share

@@ -94,7 +94,7 @@ def retrieve(
     if config.dry_run:
         atomic.check_output(run.output, config.overwrite or config.resume)
         told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
-        return told | {"device": run.device_names} | estimate_retrieve(job, run, open_run)
+        return told | {"device": run.device_names} | estimate_retrieve(job, run)
     with MemoryWatch() as memory:
         summary = run.go(memory)
     summary["inputs"] = {"model": job.model, "queries": list(job.queries)}
@@ -211,6 +211,10 @@ class Run:
             self.probes = PAPER_PROBES
         if not self.verify:
             self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
+
+    def over(self, job: Job) -> Run:
+        """A run of another job over the model and table of this one: a GPU may not have room for them twice."""
+        return Run(job, self.reader, self.table, self.scoring, self.devices, no_progress, self.placement)
 
     @property
     def is_spread(self) -> bool:
