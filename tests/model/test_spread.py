@@ -79,6 +79,20 @@ def test_no_tensors_of_two_devices_meet(corpus, monkeypatch, how, far):
         assert torch.equal(getattr(expected, name), getattr(found, name)), name
 
 
+@pytest.mark.parametrize("far", [0, 1])
+def test_requests_of_several_tasks_are_scored_on_the_device_of_the_first(corpus, monkeypatch, far):
+    vectors, filters = asked(corpus)
+    users = {"like": vectors, "buy": vectors[::-1].copy()}
+    expected = stcli.open_artifact(corpus / "whole")(users, filters, 7, probes=5)
+    model = stcli.open_artifact(corpus / "set")
+    sent_away(model.segments[far])
+    monkeypatch.setattr(search, "at_once", lambda one, runs: [one(run) for run in runs])
+    with Watch(reads=True, both=True):
+        found = model(users, filters, 7, probes=5)
+    for name in ("rows", "score_matrix", "task_matrix", "work"):
+        assert torch.equal(getattr(expected, name), getattr(found, name)), name
+
+
 def test_the_watch_sees_a_mixture(corpus, monkeypatch):
     """Were the queries not sent along, the test above would fail."""
     vectors, filters = asked(corpus)
