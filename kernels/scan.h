@@ -162,6 +162,7 @@ class Scan {
     prune.start(view_);
     thresholds_.resize(dense_.size());
     for (; cluster < all_.num_clusters && prune.begin(cluster) < end; ++cluster) {
+      if (!prune.size(cluster)) continue;
       prune.look(cluster, view_);
       for (size_t i = 0; i < dense_.size(); ++i) thresholds_[i] = best_.threshold(dense_[i].number);
       const int64_t stop = std::min(end, prune.begin(cluster) + prune.size(cluster));

@@ -24,7 +24,6 @@ from stcli.model.lookup import Ids, Lookup
 from stcli.model.overarch import OverArch, embeddings_at
 from stcli.model.placement import Spread
 from stcli.model.segment import Segment
-from stcli.model.slots import pick, places_within
 from stcli.model.tower import load_tower
 from stcli.ops.count_bits import count_bits
 from stcli.ops.rescore import rescore
@@ -33,7 +32,7 @@ from stcli.ops.verify_terms import verify_terms
 from stcli.storage.artifact import Artifact
 from stcli.storage.artifact_set import ArtifactSet
 from stcli.storage.sizes import bytes_by_group
-from stcli.types import Candidates, Embeddings, Postings, SearchIndex, moved
+from stcli.types import PAD_ROW, Candidates, Embeddings, Postings, SearchIndex, moved
 
 WORDS_BYTES = 512 << 20
 """Bytes that the admitted words of one tile of queries may take, unless `words_bytes` is set lower."""
@@ -324,15 +323,18 @@ class Corpus(nn.Module):
         """
         if len(self.segments) == 1:
             return reading(0, rows)
+        # Slots of other segments are empty ones to a reading, which passes over them: to move the slots of each segment
+        # together took 3.3 of the 6.8 s of CPU time of 2,048 exact searches in 7 shards.
         whole: torch.Tensor | None = None
         for number, segment in enumerate(self.segments):
-            places = places_within(rows, segment.base, segment.end)
-            values = reading(number, pick(rows, places, segment.base - 1) - segment.base)
+            own = rows - segment.base
+            outside = (own < 0) | (own >= segment.num_rows)
+            values = reading(number, own.masked_fill_(outside, PAD_ROW))
             if whole is None:
-                whole = torch.full((len(rows), rows.shape[1] + 1), empty, dtype=values.dtype, device=values.device)
-            whole.scatter_(1, torch.where(places < 0, rows.shape[1], places), values)
+                whole = torch.full_like(values, empty)
+            whole = torch.where(outside, whole, values)
         assert whole is not None
-        return whole[:, :-1]
+        return whole
 
     def embeddings_of(self, rows: torch.Tensor) -> torch.Tensor:
         """The packed embeddings of rows int64 [S], float32 [S, D], where they lie."""

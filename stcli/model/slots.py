@@ -45,16 +45,6 @@ def put(old: torch.Tensor, lines: torch.Tensor, new: torch.Tensor, empty: float)
     return wide
 
 
-def places_within(rows: torch.Tensor, first: int, end: int) -> torch.Tensor:
-    """The slots of rows int64 [b, M] that hold a row of `first … end - 1`, moved together: int64 [b, m], then -1."""
-    inside = (rows >= first) & (rows < end)
-    line, slot = inside.nonzero(as_tuple=True)
-    place = inside.cumsum(1)[line, slot] - 1
-    places = torch.full((len(rows), int(place.max()) + 1 if len(place) else 0), -1, device=rows.device)
-    places[line, place] = slot
-    return places
-
-
 def best_of_runs(parts: Sequence[Candidates], k: int, backend: str = "auto") -> Candidates:
     """The k best of what several runs of rows gave, the rows of a run being larger than those of the runs before it.
 

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,8 @@ def local_workers(
 
 
 def _one_pool(make: MakeWorker, jobs: Sequence[Any], numbers: Sequence[int]) -> Iterator[int]:
-    context, count = _context(), min(len(jobs), len(numbers))
+    context, count = multiprocessing.get_context(start_method()), min(len(jobs), len(numbers))
+    context.set_forkserver_preload(["stcli.pipeline.retrieve"])
     waiting = context.SimpleQueue()
     for job in jobs[:count]:
         waiting.put(job)
@@ -83,7 +83,7 @@ def _one_pool(make: MakeWorker, jobs: Sequence[Any], numbers: Sequence[int]) -> 
         raise
 
 
-def _context() -> BaseContext:
+def start_method() -> str:
     """How processes begin: on Linux as copies of one that has imported what they need, once for all runs of a process.
 
     Beside other work four processes began in 6 s of CPU time, 18 s if each imports for itself. The one that is copied
@@ -91,11 +91,7 @@ def _context() -> BaseContext:
     """
     here = Path("stcli")
     shadowed = here.exists() and not here.samefile(Path(__file__).parents[1])  # it looks into the current folder first
-    if shadowed or sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stcli.pipeline.retrieve"])
-    return context
+    return "spawn" if shadowed or sys.platform != "linux" else "forkserver"
 
 
 _worker: Callable[[int], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 import stcli
 from stcli.config import RetrieveConfig
 from stcli.errors import DeviceError, InputError, RunError
-from stcli.pipeline import retrieve
+from stcli.pipeline import retrieve, workers
 from stcli.pipeline.replicas import worker_jobs
 from stcli.pipeline.workers import local_workers, ray_workers
 from tests import process
@@ -79,10 +80,19 @@ def test_an_error_of_a_worker_is_raised(tmp_path):
         list(local_workers(Scribe, [scribe_job(tmp_path, fails=2)] * 2, range(4)))
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_processes_give_the_same_rows(tiny, tmp_path, workers):
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process imports for itself")
+def test_another_stcli_in_the_current_folder_is_not_taken(tmp_path, monkeypatch):
+    assert workers.start_method() == "forkserver"
+    monkeypatch.chdir(tmp_path)
+    assert workers.start_method() == "forkserver"
+    (tmp_path / "stcli").mkdir()
+    assert workers.start_method() == "spawn"
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_give_the_same_rows(tiny, tmp_path, count):
     stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", **RUN)
-    summary = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", workers=workers, threads=1, **RUN)
+    summary = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", workers=count, threads=1, **RUN)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert summary["counts"]["queries"] == 120
 
