@@ -39,7 +39,7 @@ from stcli.model.planner import Calibration, SearchOptions, default_candidates
 from stcli.model.retriever import Retriever
 from stcli.pipeline.memory import MemoryWatch, private_bytes
 from stcli.pipeline.queries import QueryReader, check_version, sample_queries
-from stcli.pipeline.retrieve import CALIBRATION_SAMPLE, PAPER_PROBES
+from stcli.pipeline.run import CALIBRATION_SAMPLE, PAPER_PROBES
 from stcli.pipeline.sample import draw_sample
 from stcli.storage import atomic
 from stcli.storage.parquet import Table, open_table

@@ -21,7 +21,7 @@ from stcli.storage.parquet import Table
 from stcli.storage.sizes import array_bytes, bytes_by_group
 
 if TYPE_CHECKING:
-    from stcli.pipeline.retrieve import Job, Run
+    from stcli.pipeline.run import Job, Run
 
 BUILD_ROWS = 16_384
 """A build is sampled at so many rows and at twice as many: the vocabulary grows slower than the rest."""

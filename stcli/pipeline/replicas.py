@@ -13,7 +13,7 @@ from stcli.model.retriever import Retriever
 from stcli.pipeline.memory import memory_limit
 
 if TYPE_CHECKING:
-    from stcli.pipeline.retrieve import Job, Run
+    from stcli.pipeline.run import Job, Run
 
 T = TypeVar("T")
 

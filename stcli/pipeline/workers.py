@@ -67,7 +67,7 @@ def local_workers(
 
 def _one_pool(make: MakeWorker, jobs: Sequence[Any], numbers: Sequence[int]) -> Iterator[int]:
     context, count = multiprocessing.get_context(start_method()), min(len(jobs), len(numbers))
-    context.set_forkserver_preload(["stcli.pipeline.retrieve"])
+    context.set_forkserver_preload(["stcli.pipeline.run"])
     waiting = context.SimpleQueue()
     for job in jobs[:count]:
         waiting.put(job)

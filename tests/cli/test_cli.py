@@ -241,7 +241,7 @@ def test_verbose_adds_the_trace(cli, tiny):
 
 
 def test_a_bug_keeps_its_trace(cli, tiny, monkeypatch):
-    monkeypatch.setattr("stcli.pipeline.retrieve.open_artifact", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("stcli.pipeline.run.open_artifact", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli(*retrieve(tiny))
 

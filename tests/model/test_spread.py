@@ -21,7 +21,7 @@ from stcli.errors import DeviceError, InputError
 from stcli.model import search
 from stcli.model.placement import RESERVE_BYTES, Spread, choose_placement, share_out
 from stcli.ops import cuda
-from stcli.pipeline import place, retrieve
+from stcli.pipeline import place, run
 from tests.conftest import lists
 from tests.far_device import FAR, Watch, to_far
 from tests.pipeline.retrieve_cases import contents
@@ -160,9 +160,9 @@ def test_retrieve_searches_all_files_in_one_process(corpus, tmp_path, monkeypatc
     one = stcli.retrieve(corpus / "set", corpus / "queries.parquet", tmp_path / "one", device="cpu", **options)
     sizes = {"search": 10**6, "filter": 10**5, "embeddings": 10**5}
     spread = Spread((CPU, CPU), {CPU: choose_placement(sizes, 9000, 100, 3 * 10**9, batch_size=11)})
-    monkeypatch.setattr(retrieve, "choose_devices", lambda name: [CPU, CPU])
-    monkeypatch.setattr(retrieve, "place_artifact", lambda *given: spread)
-    monkeypatch.setattr(retrieve, "local_workers", None)  # none is made
+    monkeypatch.setattr(run, "choose_devices", lambda name: [CPU, CPU])
+    monkeypatch.setattr(run, "place_artifact", lambda *given: spread)
+    monkeypatch.setattr(run, "local_workers", None)  # none is made
     many = stcli.retrieve(corpus / "set", corpus / "queries.parquet", tmp_path / "many", device="cuda:all", **options)
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
     assert one["audit"] == many["audit"]

@@ -7,7 +7,7 @@ import pytest
 
 import stcli
 from stcli.errors import ExistsError, InputError
-from stcli.pipeline import estimate, retrieve
+from stcli.pipeline import estimate, run
 from tests.conftest import lists
 
 
@@ -100,10 +100,8 @@ def test_inputs_are_checked(tiny, tmp_path):
 
 def test_the_sample_of_a_retrieve_uses_the_model_that_is_open(tiny, tmp_path, monkeypatch):
     """A second copy may not fit on a GPU."""
-    opened, open_artifact = [], retrieve.open_artifact
-    monkeypatch.setattr(
-        retrieve, "open_artifact", lambda *given, **more: opened.append(1) or open_artifact(*given, **more)
-    )
+    opened, open_artifact = [], run.open_artifact
+    monkeypatch.setattr(run, "open_artifact", lambda *given, **more: opened.append(1) or open_artifact(*given, **more))
     told = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "r", dry_run=True, k=7, exact=True)
     assert told["counts"]["sampled"] == 120
     assert opened == [1]

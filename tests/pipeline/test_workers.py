@@ -15,7 +15,7 @@ import torch
 import stcli
 from stcli.config import RetrieveConfig
 from stcli.errors import DeviceError, InputError, RunError
-from stcli.pipeline import retrieve, workers
+from stcli.pipeline import run, workers
 from stcli.pipeline.replicas import worker_jobs
 from stcli.pipeline.workers import local_workers, ray_workers
 from tests import process
@@ -99,9 +99,7 @@ def test_processes_give_the_same_rows(tiny, tmp_path, count):
 
 def test_a_worker_on_each_device(tiny, tmp_path, monkeypatch):
     """The driver of several devices calibrates and audits on the first and answers nothing itself."""
-    monkeypatch.setattr(
-        retrieve, "choose_devices", lambda name: [torch.device("cpu")] * (2 if name == "cuda:all" else 1)
-    )
+    monkeypatch.setattr(run, "choose_devices", lambda name: [torch.device("cpu")] * (2 if name == "cuda:all" else 1))
     more = {"part_rows": 10, "target_recall": 0.9, "audit": 20, **FILTERED}
     one = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "one", device="cpu", **more)
     many = stcli.retrieve(tiny.model, tiny.queries, tmp_path / "many", device="cuda:all", **more)
@@ -119,7 +117,7 @@ def test_no_gpu_to_spread_over(tiny, tmp_path):
 
 
 def test_workers_take_the_devices_in_turn():
-    job = retrieve.Job("model", ("queries",), "out", RetrieveConfig(workers=5, threads=3, memory_limit="10GB"))
+    job = run.Job("model", ("queries",), "out", RetrieveConfig(workers=5, threads=3, memory_limit="10GB"))
     jobs = worker_jobs(job, [torch.device("cuda", 0), torch.device("cuda", 1)])
     assert [part.config.device for part in jobs] == ["cuda:0", "cuda:1"] * 2 + ["cuda:0"]
     assert {(part.config.workers, part.config.threads, part.config.memory_limit) for part in jobs} == {
