@@ -251,7 +251,7 @@ def test_interrupted(cli, tiny, monkeypatch, command, kept):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stcli.pipeline.engine.Engine.answer", interrupt)
+    monkeypatch.setattr("stcli.pipeline.engine.Engine._answer", interrupt)
     monkeypatch.setattr("stcli.index.kmeans.train", interrupt)
     words = retrieve(tiny) if command == "retrieve" else [command, tiny.items, "-o", "out"]
     code, out, err = cli(*words)
@@ -265,7 +265,7 @@ def test_out_of_memory(cli, tiny, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("stcli.pipeline.engine.Engine.answer", full)
+    monkeypatch.setattr("stcli.pipeline.engine.Engine._answer", full)
     code, out, err = cli(*retrieve(tiny))
     assert (code, out) == (1, "")
     assert "--batch-size" in err

@@ -117,7 +117,7 @@ def test_a_stop_is_clean_and_told(tiny, tmp_path, monkeypatch, command):
     def stop(*_: object, **__: object) -> None:
         raise Terminated(143)
 
-    for place in ("index.kmeans.train", "pipeline.pack_model._error_bounds", "pipeline.engine.Engine.answer"):
+    for place in ("index.kmeans.train", "pipeline.pack_model._error_bounds", "pipeline.engine.Engine._answer"):
         monkeypatch.setattr(f"stcli.{place}", stop)
     monkeypatch.setattr("stcli.pipeline.bench.Bench._warm_up", stop)
     with pytest.raises(Terminated) as stopped:
