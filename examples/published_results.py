@@ -148,8 +148,9 @@ def workload_of(report: Report, name: str) -> tuple[Mapping[str, Any], str | Non
         if workload["name"] == name:
             if any(contender["name"] == PAPER for contender in workload["contenders"]):
                 return workload, None
-            left_out = (one["reason"] for one in report["against"]["left_out"] if one["name"] == PAPER)
-            return workload, "cannot express: " + next(left_out, "not asked").removeprefix(f"{name}: ")
+            left_out = [one["reason"] for one in report["against"]["left_out"] if one["name"] == PAPER]
+            why = f"cannot express: {left_out[0].removeprefix(f'{name}: ')}" if left_out else "not measured"
+            return workload, why
     return {}, "no filters"
 
 
