@@ -46,6 +46,17 @@ STYLE: dict[Any, Any] = {
 }
 
 
+SHADES = {
+    ",SQ8": "accent",
+    ",Flat": "third",
+    "faiss Flat": "fourth",
+    "hybrid": "fifth",
+    "torch": "sixth",
+    "preset": "muted",
+}
+"""The colour of a contender by the end of its name, so that it is the same in every picture."""
+
+
 def available() -> bool:
     """Matplotlib is installed."""
     from importlib.util import find_spec
@@ -133,9 +144,9 @@ def contests(panels: Mapping[str, Mapping[str, Any]], targets: Sequence[float], 
 
 
 def _draw_contest(axes: Any, workload: Mapping[str, Any], targets: Sequence[float], k: int) -> None:
-    shades = [COLORS[name] for name in ("accent", "third", "fourth", "fifth", "sixth", "muted", "ink")]
     for number, contender in enumerate(workload["contenders"]):
-        color = COLORS["second"] if number == 0 else shades[(number - 1) % len(shades)]
+        shades = (shade for ending, shade in SHADES.items() if contender["name"].endswith(ending))
+        color = COLORS["second" if number == 0 else next(shades, "ink")]
         points = [
             (setting["recall"]["mean"], setting["queries_per_s"]["median"], setting["step"])
             for setting in contender["settings"]
