@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,23 @@ from stcli.filters.literals import Literals, read_literals
 from stcli.filters.pieces import Pieces
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.template import Template
+
+
+@dataclass(frozen=True)
+class ReadQueries:
+    """B queries, as a template over one index reads them.
+
+    Attributes:
+        operands: of each clause.
+        texts: a filter text or None for each query, or None.
+        num_queries: B.
+        refused: the queries that cannot be bound, with the reason; texts are not looked at.
+    """
+
+    operands: Sequence[Operands]
+    texts: Sequence[str | None] | None
+    num_queries: int
+    refused: Mapping[int, FilterError]
 
 
 class TemplatePlan:
@@ -39,20 +57,29 @@ class TemplatePlan:
             self._over[id(planner)] = TemplatePlan(self.template, planner)
         return self._over[id(planner)]
 
-    def check(
-        self, columns: Mapping[str, pa.Array], texts: Sequence[str | None] | None = None
-    ) -> dict[int, FilterError]:
-        """The queries whose filter cannot be used, with the reason; arguments are those of `batch`.
+    def check(self, queries: ReadQueries) -> dict[int, FilterError]:
+        """The queries whose filter cannot be used, with the reason."""
+        failed = self.planner.check(queries.texts) if queries.texts is not None else {}
+        return {**queries.refused, **failed}
+
+    def batch(self, queries: ReadQueries) -> FilterBatch:
+        """Bind and plan the filters of B queries; with `read` 2.9 us each in tiles of 8,192 filters, all different.
 
         Raises:
-            InputError: a column is missing, or has a type that does not fit. Arrays of length 0 check just that.
+            FilterError: a filter cannot be used, see `check`.
         """
-        failed = self.planner.check(texts) if texts is not None else {}
-        operands, count = self._read(columns, texts)
-        return self._binder.refused(operands, count) | failed
+        for error in queries.refused.values():
+            raise error
+        also = None
+        if queries.texts is not None:
+            codes, code_of_query = self.planner.codes(queries.texts)
+            unknown = np.array([code.unknown_values for code in codes] + [0])[code_of_query]
+            also = BoundClause(code_of_query, Pieces.of_codes(codes), unknown)
+        bound = self._binder.bind(queries.operands, queries.num_queries, also)
+        return FilterBatch.of(bound.filter_of_query, bound.filters, int(bound.unknown_values.sum()))
 
-    def batch(self, columns: Mapping[str, pa.Array], texts: Sequence[str | None] | None = None) -> FilterBatch:
-        """Bind and plan the filters of B queries; 1.6 us each in tiles of 8,192.
+    def read(self, columns: Mapping[str, pa.Array], texts: Sequence[str | None] | None = None) -> ReadQueries:
+        """Look up the values of B queries.
 
         Args:
             columns: an array [B] of scalars or lists for each placeholder. Others are ignored, but B is their length:
@@ -60,22 +87,8 @@ class TemplatePlan:
             texts: a filter text or None for each query, ANDed with its bound template.
 
         Raises:
-            InputError: a column is missing, or has a type that does not fit.
-            FilterError: a filter cannot be used, see `check`.
+            InputError: a column is missing, or has a type that does not fit. Arrays of length 0 check just that.
         """
-        operands, count = self._read(columns, texts)
-        for error in self._binder.refused(operands, count).values():
-            raise error
-        also = None
-        if texts is not None:
-            codes, code_of_query = self.planner.codes(texts)
-            unknown = np.array([code.unknown_values for code in codes] + [0])[code_of_query]
-            also = BoundClause(code_of_query, Pieces.of_codes(codes), unknown)
-        bound = self._binder.bind(operands, count, also)
-        return FilterBatch.of(bound.filter_of_query, bound.filters, int(bound.unknown_values.sum()))
-
-    def _read(self, columns: Mapping[str, pa.Array], texts: Sequence[str | None] | None) -> tuple[list[Operands], int]:
-        """The values of the clauses, and B."""
         literals: dict[str, Literals] = {}
         for clause in self.template.clauses:
             for placeholder in clause.placeholders:
@@ -89,4 +102,5 @@ class TemplatePlan:
         if len(counts) != 1:
             raise InputError(f"columns and texts: expected one number of queries, got {sorted(counts)}")
         (count,) = counts
-        return self._binder.read(literals, count), count
+        operands = self._binder.read(literals, count)
+        return ReadQueries(operands, texts, count, self._binder.refused(operands, count))

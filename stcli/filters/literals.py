@@ -119,16 +119,8 @@ def find_ranks(literals: Literals, feature: Feature) -> Ranks:
     """Look up all values; those refused have any rank. The kinds fit, see `FITTING`."""
     values = literals.values
     if literals.kind in ("string", "null"):
-        spans, wrong = [(0, 0)], [False]
-        for text in literals.texts:
-            try:
-                spans.append(feature.span(text))
-                wrong.append(False)
-            except InputError:
-                spans.append((0, 0))
-                wrong.append(True)
-        before, after = np.array(spans).T
-        return Ranks(before[values + 1], after[values + 1], np.array(wrong)[values + 1])
+        (before, after), refused = feature.text_spans(literals.texts)
+        return Ranks(before[values], after[values], refused[values])
     assert not isinstance(feature.values, Strings)
     refused = ~np.isfinite(values)
     if refused.any():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from stcli.filters.bind import TemplatePlan
+from stcli.errors import FilterError
+from stcli.filters.bind import ReadQueries, TemplatePlan
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.tree import Node
 
@@ -43,6 +45,10 @@ class GivenFilters:
     def __len__(self) -> int:
         return len(self.given)
 
+    def check(self) -> dict[int, FilterError]:
+        """The queries whose filter cannot be used, with the reason."""
+        return self.planner.check(self.given)
+
     def batch(self, start: int, stop: int) -> FilterBatch:
         """Plan the filters of queries `start … stop - 1`."""
         return self.planner.batch(self.given[start:stop])
@@ -71,10 +77,20 @@ class BoundFilters:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @cached_property
+    def _all(self) -> ReadQueries:
+        return self.plan.read(self.columns, self.texts)
+
+    def check(self) -> dict[int, FilterError]:
+        """The queries whose filter cannot be used, with the reason."""
+        return self.plan.check(self._all)
+
     def batch(self, start: int, stop: int) -> FilterBatch:
         """Bind and plan the filters of queries `start … stop - 1`."""
+        if (start, stop) == (0, len(self)):
+            return self.plan.batch(self._all)
         columns = {name: column.slice(start, stop - start) for name, column in self.columns.items()}
-        return self.plan.batch(columns, self.texts[start:stop])
+        return self.plan.batch(self.plan.read(columns, self.texts[start:stop]))
 
     def take(self, queries: np.ndarray) -> BoundFilters:
         """The filters of some queries, int64 [b]."""

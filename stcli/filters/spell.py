@@ -14,9 +14,6 @@ from stcli.filters.ragged import offsets_of, places, sums
 from stcli.filters.vocabulary import Feature
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN, OP_AND, OP_NOT, OP_OR
 
-_SKIP = np.iinfo(np.int32).min
-"""No operation, in a matrix of operations."""
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -173,13 +170,18 @@ def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
         owners, ends, begins = owners[order], ends[order], begins[order]
         has_end, has_begin = has_end[order], has_begin[order]
     ends, begins = ends[has_end], begins[has_begin]
-    ops = np.full((len(owners), 5 if len(begins) else 2), _SKIP, np.int32)
-    ops[has_end, 0] = np.arange(len(ends))
+    lengths = has_end + 2 * has_begin  # a leaf, and a leaf and NOT
+    both = np.flatnonzero(has_end & has_begin)
+    lengths[both] += 1  # AND
+    lengths[1:] += owners[1:] == owners[:-1]  # OR
+    offsets = offsets_of(lengths)
+    starts = offsets[:-1]
+    ops = np.full(offsets[-1], OP_OR, np.int32)
+    ops[starts[has_end]] = np.arange(len(ends))
     if len(begins):
-        ops[has_begin, 1] = np.arange(len(ends), len(ends) + len(begins))
-        ops[has_begin, 2] = OP_NOT
-        ops[has_end & has_begin, 3] = OP_AND
-    ops[1:, -1][owners[1:] == owners[:-1]] = OP_OR
-    used = ops != _SKIP
-    lengths = np.bincount(owners, used.sum(1), count).astype(np.int64)
-    return Ops(ops[used], lengths, len(ends) + len(begins)), np.concatenate([ends, begins])
+        second = starts + has_end
+        ops[second[has_begin]] = np.arange(len(ends), len(ends) + len(begins))
+        ops[second[has_begin] + 1] = OP_NOT
+        ops[second[both] + 2] = OP_AND
+    firsts = np.searchsorted(owners, np.arange(count + 1))
+    return Ops(ops, np.diff(offsets[firsts]), len(ends) + len(begins)), np.concatenate([ends, begins])

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class Feature:
     num_terms: int
     multi: bool
     values: np.ndarray | Strings
-    _spans: dict[tuple[type, Any], tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _spans: dict[Any, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def end_term(self) -> int:
@@ -90,14 +91,28 @@ class Feature:
         Raises:
             InputError: as `key`.
         """
-        found = self._spans.get((type(literal), literal))
+        known = literal if isinstance(literal, str) else (type(literal), literal)  # 1, 1.0 and True are equal
+        found = self._spans.get(known)
         if found is None:
             key = self.key(literal)
             first = self._first_not_below(key)
             found = first, first + self._is_at(first, key)
             if len(self._spans) < MAX_SPANS:
-                self._spans[(type(literal), literal)] = found
+                self._spans[known] = found
         return found
+
+    def text_spans(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The `span` of many strings, int64 [2, n], and which of them have none since they raise, bool [n]."""
+        found = list(map(self._spans.get, texts))
+        refused = np.zeros(len(texts), bool)
+        spans = [(0, 0)] * len(texts)
+        for place, span in enumerate(found):
+            try:
+                spans[place] = self.span(texts[place]) if span is None else span
+            except InputError:
+                refused[place] = True
+        pairs = np.fromiter(chain.from_iterable(spans), np.int64, 2 * len(spans)).reshape(-1, 2)
+        return np.ascontiguousarray(pairs.T), refused
 
     def _first_not_below(self, key: Any) -> int:
         values = self.values

@@ -214,7 +214,7 @@ class QueryReader:
                 )
         if self.plan is not None:
             kinds = {name: table.column_type(name, f"${name} in --filter") for name in self.plan.template.placeholders}
-            self.plan.check({name: pa.array([], kind) for name, kind in kinds.items()}, [])
+            self.plan.read({name: pa.array([], kind) for name, kind in kinds.items()}, [])
 
     def read(self, batch: pa.RecordBatch) -> QueryBatch:
         """Read one batch of query rows."""
@@ -230,9 +230,8 @@ class QueryReader:
             users = self._users(batch, bad)
         limits = self._limits(batch, bad)
         chosen = self._value_models(batch, bad)
-        texts = self._texts(batch)
-        bound = self._bound(batch)
-        failed = self.plan.check(bound, texts) if self.plan else self.model.planner.check(texts)
+        filters = self._filters(batch)
+        failed = filters.check()
         if failed:
             mask = np.zeros(batch.num_rows, bool)
             mask[list(failed)] = True
@@ -241,11 +240,7 @@ class QueryReader:
         if len(usable) < batch.num_rows:
             batch, users, limits = batch.take(pa.array(usable)), users[usable], limits[usable]
             chosen, items = chosen[usable], None if items is None else items[usable]
-            texts = [texts[query] for query in usable.tolist()]
-            bound = self._bound(batch)
-        filters: FilterSource = GivenFilters(self.model.planner, texts)
-        if self.plan is not None:
-            filters = BoundFilters(self.plan, bound, texts)
+            filters = filters.take(usable)
         tensor = torch.from_numpy(np.require(users, requirements="W"))  # Arrow's memory is read-only
         candidates, missing = self._candidates(batch)
         lists = self._excluded(batch)
@@ -293,14 +288,12 @@ class QueryReader:
         )
         return limits.astype(np.int64)
 
-    def _texts(self, batch: pa.RecordBatch) -> list[str | None]:
-        if self.filter_column is None:
-            return [None] * batch.num_rows
-        return batch.column(self.filter_column).to_pylist()
-
-    def _bound(self, batch: pa.RecordBatch) -> dict[str, pa.Array]:
-        """The columns that the template's placeholders are bound from."""
-        return {name: batch.column(name) for name in self.plan.template.placeholders} if self.plan else {}
+    def _filters(self, batch: pa.RecordBatch) -> GivenFilters | BoundFilters:
+        given = batch.column(self.filter_column).to_pylist() if self.filter_column else [None] * batch.num_rows
+        if self.plan is None:
+            return GivenFilters(self.model.planner, given)
+        columns = {name: batch.column(name) for name in self.plan.template.placeholders}
+        return BoundFilters(self.plan, columns, given)
 
     def _excluded(self, batch: pa.RecordBatch) -> Excluded | None:
         if self.exclude_column is None:

@@ -146,8 +146,8 @@ def everything(indexed: Indexed, batch: FilterBatch) -> tuple[np.ndarray, np.nda
 def check_bound(indexed: Indexed, template: Template, columns: dict, texts: list | None, count: int) -> FilterBatch:
     expected = indexed.planner.batch(one_by_one(indexed.planner, template, columns, texts, count))
     plan = TemplatePlan(template, indexed.planner)
-    assert plan.check(columns, texts) == {}
-    bound = plan.batch(columns, texts)
+    assert plan.check(plan.read(columns, texts)) == {}
+    bound = plan.batch(plan.read(columns, texts))
     for ours, theirs in zip(everything(indexed, bound), everything(indexed, expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert bound.unknown_values == expected.unknown_values
@@ -194,7 +194,8 @@ def test_by_hand():
         "budget": pa.array([20.0, 20.0, 35.0, 99.0, None]),
         "blocked": pa.array([["a"], ["a"], None, ["a"], None]),
     }
-    batch = TemplatePlan(Template(TEXT), indexed.planner).batch(columns)
+    plan = TemplatePlan(Template(TEXT), indexed.planner)
+    batch = plan.batch(plan.read(columns))
     assert batch.filter_of_query.tolist() == [0, 0, 1, 2, 3]  # the first two ask for the same
     assert indexed.verified(batch).astype(int).tolist() == [
         [0, 1, 0, 0, 0],
@@ -220,9 +221,9 @@ def test_without_values_or_placeholders():
     ):
         batch = check_bound(indexed, Template(template), columns, texts, 3)
         assert batch.filter_of_query.tolist() == filters
-    assert TemplatePlan(Template(TEXT), indexed.planner).batch(
-        {"langs": pa.array([], pa.string()), "budget": pa.array([], pa.int8()), "blocked": pa.array([], pa.string())}
-    ).filter_of_query.tolist() == []  # fmt: skip
+    none = {"langs": pa.array([], pa.string()), "budget": pa.array([], pa.int8()), "blocked": pa.array([], pa.string())}
+    plan = TemplatePlan(Template(TEXT), indexed.planner)
+    assert plan.batch(plan.read(none)).filter_of_query.tolist() == []
 
 
 def test_chunked_sliced_and_fixed_size_columns():
@@ -237,7 +238,8 @@ def test_a_null_in_the_dictionary_of_a_column():
     columns = {"langs": coded, "budget": pa.nulls(4), "blocked": pa.ListArray.from_arrays([0, 2, 2, 3, 4], coded)}
     plan = TemplatePlan(Template(TEXT), index_table(ITEMS).planner)
     decoded = {**columns, "langs": coded.dictionary_decode(), "blocked": pa.array([["de"], [], [None], ["en"]])}
-    assert plan.batch(columns).filter_of_query.tolist() == plan.batch(decoded).filter_of_query.tolist() == [0, 1, 1, 2]
+    for encoded in (columns, decoded):
+        assert plan.batch(plan.read(encoded)).filter_of_query.tolist() == [0, 1, 1, 2]
 
 
 def test_lists_beyond_the_bloom_terms_that_are_spelled_out():
@@ -284,9 +286,9 @@ def test_the_form_of_the_paper():
 def test_columns_that_do_not_fit(text, columns, words):
     plan = TemplatePlan(Template(text), index_table(ITEMS).planner)
     with pytest.raises(InputError, match=words):
-        plan.batch(columns)
+        plan.batch(plan.read(columns))
     with pytest.raises(InputError, match=words):
-        plan.check({name: column.slice(0, 0) for name, column in columns.items()})
+        plan.check(plan.read({name: column.slice(0, 0) for name, column in columns.items()}))
 
 
 @pytest.mark.parametrize(
@@ -310,21 +312,21 @@ def test_values_that_cannot_be_compared_are_told_by_query():
         "y": pa.array(["2024-02-30", "2024-02-28", "2024-02-28", None, "2024-02-28"]),
     }
     texts = [None, None, "price >", "price > 2", "price > 2"]
-    failed = plan.check(columns, texts)
+    failed = plan.check(plan.read(columns, texts))
     assert sorted(failed) == [0, 1, 2, 3]
     assert "$y: feature 'day' is date, so '2024-02-30' cannot be compared with it; write 'YYYY-MM-DD'" in str(failed[0])
     assert "$x: feature 'price': nan is not a value to compare with" in str(failed[1])
     assert "found the end of the text" in str(failed[2])
     assert failed[0].text[failed[0].position :].startswith("$y")
     with pytest.raises(FilterError, match="2024-02-30"):
-        plan.batch(columns, texts)
+        plan.batch(plan.read(columns, texts))
     usable = {name: column.slice(4) for name, column in columns.items()}
-    assert plan.batch(usable, texts[4:]).num_filters == 1
+    assert plan.batch(plan.read(usable, texts[4:])).num_filters == 1
 
 
 def test_a_null_elsewhere_in_the_clause_saves_a_value_that_cannot_be_compared():
     plan = TemplatePlan(Template("price BETWEEN $x AND $y"), index_table(ITEMS).planner)
-    assert plan.check({"x": pa.array([None, 1.0]), "y": pa.array([math.nan, math.nan])}).keys() == {1}
+    assert plan.check(plan.read({"x": pa.array([None, 1.0]), "y": pa.array([math.nan, math.nan])})).keys() == {1}
 
 
 def test_the_limit_on_values_holds_for_each_query():
@@ -332,15 +334,15 @@ def test_the_limit_on_values_holds_for_each_query():
         Template("price IN $x OR price IN (1, $y, 3) OR lang IN ('de', 'en')"), index_table(ITEMS).planner
     )
     x = pa.array([[*range(MAX_TERMS - 5)], [*range(MAX_TERMS - 4)], [*range(MAX_TERMS - 3)], [None] * MAX_TERMS])
-    assert plan.check({"x": x, "y": pa.array([1, 1, None, 1])}).keys() == {1}
+    assert plan.check(plan.read({"x": x, "y": pa.array([1, 1, None, 1])})).keys() == {1}
     with pytest.raises(FilterError, match="more than 20,000 values"):
-        plan.batch({"x": x, "y": pa.array([1, 1, None, 1])})
+        plan.batch(plan.read({"x": x, "y": pa.array([1, 1, None, 1])}))
 
 
 def test_numbers_of_queries_that_differ():
     plan = TemplatePlan(Template("price = $x"), index_table(ITEMS).planner)
     with pytest.raises(InputError, match=r"\[1, 2\]"):
-        plan.batch({"x": pa.array([1])}, [None, None])
+        plan.batch(plan.read({"x": pa.array([1])}, [None, None]))
 
 
 EDGES = [0, 2**53, -(2**53), 2**62, 2**63, -(2**63), 2**64 - 4]
