@@ -80,7 +80,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         num_reads: single numbers read so far; each makes the host wait.
-        waits: names of the operations that made the host wait, those reads among them.
+        waits: names of the operations that made the host wait, those reads and copies to the host among them.
     """
 
     current: Watch | None = None
@@ -122,6 +122,7 @@ class Watch(TorchDispatchMode):
             kwargs["device"] = torch.device("cpu")
         result = func(*tree_map(_here, args), **tree_map(_here, kwargs))
         if comes_back:
+            self.waits.append(name)
             return result
         if not far and not goes_far:
             if not self.both and name not in ALIASES and any(_is_data(leaf) for leaf in tree_leaves(result)):

@@ -58,7 +58,7 @@ class Tile:
     Attributes:
         vectors: float32 [B, D] on the model's device.
         admitted: what the filters admit of each segment.
-        filtered: bool [B], something limits what a query may get.
+        filtered: bool [B] on the host, something limits what a query may get.
         excluded: rows that each query must not get, or None.
         together: so many consecutive queries are one request, which wants the k best of all that they find: the others
             may be left out.
@@ -75,7 +75,7 @@ class Tile:
         return Tile(
             self.vectors[queries],
             tuple(admitted.take(queries) for admitted in self.admitted),
-            self.filtered[queries],
+            self.filtered[queries.cpu()],
             None if self.excluded is None else self.excluded.take(queries),
             self.together,
         )
@@ -83,6 +83,10 @@ class Tile:
 
 class Search:
     """The search of one tile.
+
+    What is decided for each query (its route, probes and slots, and who is searched again) lies on the host, so that
+    the operations follow one another without it: it waits for a GPU once for what the filters admit, where a floor was
+    looked for, and at the end of an attempt.
 
     Args:
         model: the packed items.
@@ -101,7 +105,7 @@ class Search:
             _Run(segment, admitted, tile.excluded, options.verify, self.backend, self.vectors.device)
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
-        self.admitted = torch.stack([run.counts for run in self.runs]).sum(0)
+        self.admitted = torch.stack([run.counts.cpu() for run in self.runs]).sum(0)
         # Clusters of all queries, int64 [B, P], where they are looked at twice.
         self.nearest: torch.Tensor | None = None
 
@@ -111,34 +115,39 @@ class Search:
         count = len(self.vectors)
         device = self.vectors.device
         routes, probes = plan(options, self.admitted, self.tile.filtered, model.num_items, model.num_clusters)
-        slots = torch.full((count,), options.candidates, device=device)
+        slots = torch.full((count,), options.candidates)
         if self.bounded:
             slots[routes == ROWS] = max(options.candidates, 2 * self.k)  # what most proofs need
         self.floors = torch.full((count,), -torch.inf, device=device)
+        self.floored = torch.zeros(count, dtype=torch.bool)  # where there may be a floor
         work = torch.zeros(count, dtype=torch.int64, device=device)
         if self.bounded:
             self._find_floors(routes, work)
             self._share_floors(routes, probes, work)
-            slots[(self.floors > -torch.inf) & (routes == ROWS)] = FLOOR_SLOTS * options.candidates
+            if bool(self.floored.any()):
+                self.floored = (self.floors > -torch.inf).cpu()
+            slots[self.floored & (routes == ROWS)] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
-        pending = torch.arange(count, device=device)
+        pending = torch.arange(count)
         while len(pending):
             again = []
             for which, route, num_probes, k0 in _groups(pending, routes, probes, slots):
                 found = self._attempt(which, route, num_probes, k0, work)
-                rows[which, :], scores[which, :] = found.rows, found.scores
+                there = self._there(which)
+                rows[there, :], scores[there, :] = found.rows, found.scores
                 if route == ROWS:
-                    self.floors[which] = torch.maximum(self.floors[which], found.scores[:, -1])
-                unfinished = which[self._unfinished(found, which, route, k0)]
-                if len(unfinished):
-                    again.append(unfinished)
-                    self._widen(unfinished, found.full[torch.isin(which, unfinished)], routes, probes, slots)
+                    self.floors[there] = torch.maximum(self.floors[there], found.scores[:, -1])
+                    self.floored[which] = True
+                unfinished, full = torch.stack([self._unfinished(found, which, route, k0), found.full]).cpu()
+                if bool(unfinished.any()):
+                    again.append(which[unfinished])
+                    self._widen(which[unfinished], full[unfinished], routes, probes, slots)
             pending = torch.cat(again) if again else pending[:0]
         return Results(
-            rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes.cpu(),
-            torch.where(routes == PROBE, probes, 0).cpu(), self.admitted.cpu(), model.ids,
+            rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes,
+            torch.where(routes == PROBE, probes, 0), self.admitted, model.ids,
         )  # fmt: skip
 
     def _find_floors(self, routes: torch.Tensor, work: torch.Tensor) -> None:
@@ -147,7 +156,8 @@ class Search:
         which = torch.nonzero(probes)[:, 0]
         if len(which):
             found = self._attempt(which, PROBE, int(probes.max()), self.options.candidates, work)
-            self.floors[which] = found.scores[:, -1]
+            self.floors[self._there(which)] = found.scores[:, -1]
+            self.floored[which] = True
 
     def _share_floors(self, routes: torch.Tensor, probes: torch.Tensor, work: torch.Tensor) -> None:
         """Look into the nearest clusters of all queries of a request: below the k-th best of them there is no result.
@@ -164,8 +174,8 @@ class Search:
             self.nearest = self._choose(self.queries, int(probes.max()))
         requests = torch.nonzero(near.view(-1, together).amax(1))[:, 0]
         for part in requests.split(max(SLOTS // (k0 * together), 1)):
-            which = (part[:, None] * together + torch.arange(together, device=part.device)).flatten()
-            queries = Quantized(self.queries.codes[which], self.queries.scales[which])
+            which = (part[:, None] * together + torch.arange(together)).flatten()
+            queries = self._queries(which)
             found = self._search_clusters(queries, which, near[which], k0, work)
             rows = self._verified(found.rows, which)
             low = (found.scores - self._slack(queries, which)[:, None]).masked_fill(rows < 0, -torch.inf)
@@ -173,7 +183,16 @@ class Search:
             merged = merge_lists(lists, low.view_as(lists), backend=self.backend).scores
             floors = merged.kthvalue(merged.shape[1] - self.k + 1, 1).values.repeat_interleave(together)
             whole = rows[:, -1] >= 0 if k0 == self.k else (rows >= 0).sum(1) >= self.k
-            self.floors[which] = torch.where(whole, floors, -torch.inf)
+            self.floors[self._there(which)] = torch.where(whole, floors, -torch.inf)
+            self.floored[which] = True
+
+    def _there(self, which: torch.Tensor) -> torch.Tensor:
+        """Numbers of queries, chosen on the host, on the device of the queries; the host does not wait."""
+        return which.to(self.vectors.device, non_blocking=True)
+
+    def _queries(self, which: torch.Tensor) -> Quantized:
+        there = self._there(which)
+        return Quantized(self.queries.codes[there], self.queries.scales[there])
 
     def _choose(self, queries: Quantized, count: int) -> torch.Tensor:
         """The clusters nearest to some queries, int64 [b, count]."""
@@ -198,17 +217,17 @@ class Search:
         )
 
     def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
-        queries = Quantized(self.queries.codes[which], self.queries.scales[which])
+        queries, there = self._queries(which), self._there(which)
         if route == ROWS:
             found = self._search_rows(queries, which, k0)
-            work[which] += self.admitted[which]
+            work[there] += self._there(self.admitted[which])
         else:
             found = self._search_clusters(queries, which, torch.full_like(which, num_probes), k0, work)
         # With a slot for every item there is no more to find, though all slots are taken.
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         candidates = self._verified(found.rows, which)
         if self.model.has_embeddings:
-            scores = self.model.rescore(self.vectors[which], candidates)
+            scores = self.model.rescore(self.vectors[there], candidates)
         else:
             scores = torch.where(candidates >= 0, found.scores, -torch.inf)
         best = self.model.take_best(candidates, scores, self.k)
@@ -217,7 +236,7 @@ class Search:
     def _search_rows(self, queries: Quantized, which: torch.Tensor, k0: int) -> Candidates:
         """The best k0 of all admitted rows."""
         bounds = self._bounds(which, queries) if self.bounded else None
-        floors = self.floors[which] if self.bounded and bool((self.floors[which] > -torch.inf).any()) else None
+        floors = self.floors[self._there(which)] if self.bounded and bool(self.floored[which].any()) else None
 
         def search(run: _Run) -> Candidates:
             return run.search_rows(queries, which, k0, bounds, floors)
@@ -228,22 +247,21 @@ class Search:
         self, queries: Quantized, which: torch.Tensor, num_probes: torch.Tensor, k0: int, work: torch.Tensor
     ) -> Candidates:
         """The best k0 of the admitted rows in the num_probes [b] nearest clusters, none below the query's floor."""
-        most = int(num_probes.max())
+        most, there = int(num_probes.max()), self._there(which)
         if self.nearest is not None and self.nearest.shape[1] >= most:
-            probes = self.nearest[which, :most]
+            probes = self.nearest[there, :most]
         else:
             probes = self._choose(queries, most)
-        unused = torch.arange(most, device=probes.device) >= num_probes[:, None]
+        unused = torch.arange(most, device=probes.device) >= self._there(num_probes)[:, None]
         probes.masked_fill_(unused, -1)
-        floors = self.floors[which]
-        floored = self.tile.together > 1 and bool((floors > -torch.inf).any())
-        least = floors - self._slack(queries, which) if floored else None
+        floored = self.tile.together > 1 and bool(self.floored[which].any())
+        least = self.floors[there] - self._slack(queries, which) if floored else None
         for run in self.runs:
             if run.segment.probed:
                 sizes = run.index.clusters.offsets.diff().to(probes.device)
-                work[which] += sizes[probes].masked_fill(unused, 0).sum(1)
+                work[there] += sizes[probes].masked_fill(unused, 0).sum(1)
             else:
-                work[which] += run.counts[which]
+                work[there] += run.counts[there]
 
         def search(run: _Run) -> Candidates:
             if run.segment.probed:
@@ -265,7 +283,7 @@ class Search:
 
     def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
         """Norms of the queries and of their quantization errors, rounded up as `errors` and `norms` of the rows are."""
-        vectors = self.narrow[which]
+        vectors = self.narrow[self._there(which)]
         restored = queries.codes[:, : vectors.shape[1]].float() * queries.scales[:, None]
         slack = 1 + (vectors.shape[1] + 16) * 2.0**-23
         return vectors.norm(dim=1) * slack, (vectors - restored).norm(dim=1) * slack + vectors.norm(dim=1) * (slack - 1)
@@ -274,18 +292,17 @@ class Search:
         """Candidates [b, k0] without those that do not satisfy their query's filter by their exact terms."""
         if all(run.exact for run in self.runs):
             return rows
-        here = which.cpu()
         filters = [run.admitted.filters for run in self.runs]
-        kept = self.model.verify(filters, [run.unverified[here] for run in self.runs], rows)
+        kept = self.model.verify(filters, [run.unverified[which] for run in self.runs], rows)
         return torch.where(kept, rows, PAD_ROW)
 
     def _unfinished(self, found: _Found, which: torch.Tensor, route: int, k0: int) -> torch.Tensor:
-        """Which queries may have results that this attempt did not see; bool [b]."""
+        """Which queries may have results that this attempt did not see; bool [b] on the device."""
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
         if route == PROBE:
-            floored = self.floors[which] > -torch.inf  # what a query lacks may be below its floor
-            return short & torch.where(floored, found.full, counts < self.admitted[which])
+            floored = self.floors[self._there(which)] > -torch.inf  # what a query lacks may be below its floor
+            return short & torch.where(floored, found.full, counts < self._there(self.admitted[which]))
         if self.bounded:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates
@@ -365,7 +382,7 @@ class _Run:
 
     def _of(self, which: torch.Tensor) -> tuple[torch.Tensor, Lines | None]:
         """The lines of some queries among the words, and the rows that they must not get."""
-        here = which.to(self.segment.device)
+        here = which.to(self.segment.device, non_blocking=True)
         return self.lines[here], None if self._excluded is None else self._excluded.take(here)
 
 

@@ -82,11 +82,11 @@ def make_tile(
         each: consecutive vectors that belong to one request.
     """
     admitted = model.admit(filters, allowed)
-    filtered = ((filters[0].filter_of_query >= 0) | (allowed is not None)).to(model.device)
+    filtered = (filters[0].filter_of_query >= 0) | (allowed is not None)
     if each > 1:
-        own = torch.arange(len(filtered), device=model.device).repeat_interleave(each)
+        own = torch.arange(len(filtered)).repeat_interleave(each)
         admitted, filtered = tuple(part.take(own) for part in admitted), filtered[own]
-        excluded = None if excluded is None else excluded.take(own)
+        excluded = None if excluded is None else excluded.take(own.to(model.device))
     return Tile(vectors, admitted, filtered, excluded)
 
 

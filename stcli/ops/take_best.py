@@ -34,7 +34,8 @@ def take_best(
     shapes.check("rows", rows, torch.int64, "B M")
     shapes.check("scores", scores, torch.float32, "B M")
     shapes.check("ranks", ranks, torch.int64, "N")
-    check_range("rows", rows, len(ranks))
+    if rows.device.type == "cpu":  # elsewhere the host would wait, between a batch's operations
+        check_range("rows", rows, len(ranks))
     form = _native if resolve(backend, rows) == "native" else _torch
     return form(rows, scores, ranks, k)
 
@@ -45,7 +46,9 @@ def _torch(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int
     if not rows.numel():
         return Candidates(best_rows, best_scores)
     filled = rows >= 0
-    keys = make_keys(scores, ranks[rows.clamp(min=0)] if len(ranks) else rows).masked_fill(~filled, EMPTY_KEY)
+    keys = make_keys(scores, ranks[rows.clamp(0, len(ranks) - 1)] if len(ranks) else rows).masked_fill(
+        ~filled, EMPTY_KEY
+    )
     slots = torch.topk(keys, min(k, rows.shape[1]), dim=1).indices
     empty = ~filled.gather(1, slots)
     best_rows[:, : slots.shape[1]] = rows.gather(1, slots)

@@ -12,14 +12,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import torch
 
+from stcli.ops.cuda import kernel_folder
+
 HEADER = Path(__file__).with_name("cuda_emulation.h")
 RUNNER = HEADER.with_suffix(".cpp")
-KERNELS = Path(str(resources.files("stcli._kernels")))
+KERNELS = kernel_folder()
 
 COMPILER = shutil.which("g++") or shutil.which("c++")
 WHY_MISSING = "no C++ compiler here, which the emulation needs"

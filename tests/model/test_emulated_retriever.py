@@ -1,27 +1,48 @@
-"""A whole retrieval with every operation on the emulated kernels gives what the CPU gives, bit for bit."""
+"""A whole retrieval with every operation on the emulated kernels gives what the CPU gives, bit for bit.
+
+The tensors claim to be on a device far away (see `tests/far_device.py`), so that each wait of the host for it is seen.
+"""
 
 import pytest
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 import stcli
 from stcli.ops import cuda
 from tests.emulated import Emulated
 from tests.emulation.emulate import COMPILER, WHY_MISSING
+from tests.far_device import Far, Watch, to_far
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
 
 
-@pytest.mark.parametrize("how", [{"exact": True}, {"probes": 3}, {"target_recall": None}], ids=str)
-def test_the_results_are_the_same(tiny, how):
+class FarKernels(Emulated):
+    """Runs the kernels on the far device, where neither the host nor a watch sees what they do."""
+
+    def launch(self, source, kernel, grid, threads, shared_bytes, arguments) -> None:
+        near = tuple(item.here if isinstance(item, Far) else item for item in arguments)
+        with _disable_current_modes():
+            super().launch(source, kernel, grid, threads, shared_bytes, near)
+
+
+@pytest.mark.parametrize(
+    ("how", "attempts", "floors"),
+    [({"exact": True}, 2, 1), ({"probes": 3}, 3, 0), ({"target_recall": None}, 3, 0)],
+    ids=str,
+)
+def test_the_results_are_the_same_and_the_host_waits_between_attempts_only(tiny, how, attempts, floors):
     vectors, texts = tiny.vectors[:18], tiny.filters[:18]
     exclude = [None, [3, 10, 17]] * 9
     expected = stcli.open_artifact(tiny.model)(vectors, texts, 7, exclude=exclude, **how)
     model = stcli.open_artifact(tiny.model, backend="cuda")
     segment = model.only
-    for name in ("codes", "centroid_codes"):
-        setattr(segment, name, segment.get_buffer(name).clone())  # on a GPU they are aligned, in a file not always
-    with cuda.launching_with(Emulated()):
+    for name, buffer in list(segment.named_buffers(recurse=False)):
+        setattr(segment, name, to_far(buffer.clone()))  # on a GPU they are aligned, in a file not always
+    segment.terms = to_far(segment.terms)
+    with cuda.launching_with(FarKernels()), Watch(both=True) as watch:
         found = model(vectors, texts, 7, exclude=exclude, **how)
     assert torch.equal(expected.rows, found.rows)
     assert torch.equal(expected.score_matrix, found.score_matrix)
     assert torch.equal(expected.work, found.work)
+    # What the filters admit, floors, the end of each attempt; rows, scores, counts and work of the results.
+    assert watch.waits == ["aten::_to_copy"] * (1 + floors + attempts + 4)

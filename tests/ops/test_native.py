@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +12,13 @@ from stcli.ops import native
 from stcli.ops.assign_clusters import assign_clusters
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.count_bits import count_bits
+from stcli.ops.cuda import kernel_folder
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.take_best import take_best
 from stcli.types import Embeddings, Quantized
 
-KERNELS = Path(str(resources.files("stcli._kernels")))
+KERNELS = kernel_folder()
 FUNCTION = re.compile(r'^extern "C" int (stcli_\w+)\([^{]*\{.*?^\}.*?$', re.MULTILINE | re.DOTALL)
 
 VECTORS = torch.ones(3, 32)

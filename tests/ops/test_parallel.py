@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from importlib import resources
-from pathlib import Path
 
 import pytest
 
-KERNELS = Path(str(resources.files("stcli._kernels")))
+from stcli.ops.cuda import kernel_folder
+
+KERNELS = kernel_folder()
 
 PROGRAM = """
 #include <cstdio>

@@ -139,7 +139,7 @@ def test_choose_probes(room, redos, num_probes, monkeypatch):
     assert torch.equal(found, expected_probes)
 
 
-def test_the_host_waits_once_a_search(monkeypatch):
+def test_the_host_waits_once_a_search_at_most(monkeypatch):
     """On a far device: no number is read while rounds run, only who did not fit, at the end."""
     small_buffers(monkeypatch, 300)
     case = named_case("all_at_once")
@@ -156,4 +156,4 @@ def test_the_host_waits_once_a_search(monkeypatch):
         assert watch.waits == ["aten::nonzero"]
         with Watch() as watch:
             choose_probes(given[0], given[1].clusters.centroids, num_probes=3, backend="cuda")
-        assert watch.waits == ["aten::nonzero"]
+        assert watch.waits == [], "there is room for all clusters"
