@@ -60,6 +60,9 @@ class IdLookup:
         if self.ids.is_string:
             place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids.ids)
             return pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)
+        if wanted.type == pa.uint64():  # what no item has becomes null
+            fits = pc.less_equal(wanted, pa.scalar(2**63 - 1, pa.uint64()))
+            wanted = pc.if_else(fits, wanted, pa.scalar(None, pa.uint64()))
         keys = torch.utils.dlpack.from_dlpack(pc.fill_null(wanted.cast(pa.int64()), 0))  # copies nothing
         rows = map_ids(keys, self._values, self._table, backend=self.backend).numpy()
         if wanted.null_count:

@@ -182,16 +182,16 @@ class QueryReader:
         lists = {"--exclude-column": self.exclude_column, "--candidates-column": self.candidates_column}
         for option, given in lists.items():
             kind = table.column_type(given, option) if given else pa.list_(pa.int64())
-            if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+            if not any(test(kind) for test in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
                 raise InputError(f"{name}: column {given!r} is {kind}; {option} expects a list of item ids")
+            if given and not (self._holds_ids(kind.value_type) or pa.types.is_null(kind.value_type)):
+                raise InputError(f"{name}: column {given!r} is {kind}; {option} expects item ids, {self._ids_in_words}")
         if self.item_column:
             kind = table.column_type(self.item_column, "--query-item-column")
-            text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-            if text != self.model.ids.is_string or not (text or pa.types.is_integer(kind)):
-                expected = "strings" if self.model.ids.is_string else "integers"
+            if not self._holds_ids(kind):
                 raise InputError(
-                    f"{name}: column {self.item_column!r} is {kind}; --query-item-column expects item ids, {expected} "
-                    "as in the item table"
+                    f"{name}: column {self.item_column!r} is {kind}; --query-item-column expects item ids, "
+                    f"{self._ids_in_words}"
                 )
             if not self.model.has_embeddings:
                 raise InputError(
@@ -215,6 +215,16 @@ class QueryReader:
         if self.plan is not None:
             kinds = {name: table.column_type(name, f"${name} in --filter") for name in self.plan.template.placeholders}
             self.plan.read({name: pa.array([], kind) for name, kind in kinds.items()}, [])
+
+    def _holds_ids(self, kind: pa.DataType) -> bool:
+        """Whether values of a type can be ids of items."""
+        if self.model.ids.is_string:
+            return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return pa.types.is_integer(kind)
+
+    @property
+    def _ids_in_words(self) -> str:
+        return f"{'strings' if self.model.ids.is_string else 'integers'} as in the item table"
 
     def read(self, batch: pa.RecordBatch) -> QueryBatch:
         """Read one batch of query rows."""

@@ -210,6 +210,15 @@ def test_items_that_a_query_must_not_get(tiny, tmp_path):
     assert summary["counts"]["unknown_excluded"] == 80
 
 
+def test_unsigned_ids_beyond_those_of_items(tiny, tmp_path):
+    items = best(tiny, 3)
+    seen = pa.array([[2**63, line[0], 2**64 - 1] for line in items], pa.list_(pa.uint64()))
+    queries = write_queries(tmp_path / "q.parquet", tiny.vectors, seen=seen)
+    summary = stcli.retrieve(tiny.model, queries, tmp_path / "out", exclude_column="seen", k=2, exact=True)
+    assert read(tmp_path / "out")["item_id"].to_pylist() == [line[1:] for line in items]
+    assert summary["counts"]["unknown_excluded"] == 2 * len(items)
+
+
 def test_items_that_nobody_or_only_somebody_gets(tiny, tmp_path):
     ids = [row["item_id"] for row in tiny.item_rows]
     only, never = set(ids[:300]), set(ids[200:400])

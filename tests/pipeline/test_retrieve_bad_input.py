@@ -130,6 +130,8 @@ def test_a_damaged_artifact(tiny, tmp_path, how):
         ({"columns": ["filter"], "item_columns": ["filter"]}, "keeps no column 'filter'"),
         ({"item_columns": ["color"]}, "keeps no column 'color'.*--keep-columns"),
         ({"exclude_column": "filter"}, "'filter' is string; --exclude-column expects a list of item ids"),
+        ({"exclude_column": "embedding"}, "list.*float.*; --exclude-column expects item ids, integers"),
+        ({"candidates_column": "embedding"}, "list.*float.*; --candidates-column expects item ids, integers"),
         ({"filter": "colour = $filter"}, "did you mean 'color'"),
         ({"filter": "color = $nothing"}, "no column 'nothing' .*\\$nothing in --filter"),
         ({"k": 0}, "--k 0: expected a whole number of at least 1"),
