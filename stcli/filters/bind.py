@@ -57,6 +57,11 @@ class TemplatePlan:
             self._over[id(planner)] = TemplatePlan(self.template, planner)
         return self._over[id(planner)]
 
+    def unknown_literals(self, others: Sequence[Planner]) -> int:
+        """How many literals of the text are no value of their feature, nor are over other planners."""
+        elsewhere = [self.over(other)._binder.unknown_literals for other in others]
+        return sum(all(literal in found for found in elsewhere) for literal in self._binder.unknown_literals)
+
     def check(self, queries: ReadQueries) -> dict[int, FilterError]:
         """The queries whose filter cannot be used, with the reason."""
         failed = self.planner.check(queries.texts) if queries.texts is not None else {}

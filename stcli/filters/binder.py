@@ -15,7 +15,7 @@ from stcli.errors import FilterError, InputError
 from stcli.filters.bounds import Bounder, Unknown, find_feature, resolve
 from stcli.filters.clause import BoundClause, ClausePlan, Operands
 from stcli.filters.layout import Layout
-from stcli.filters.lexicon import Placeholder
+from stcli.filters.lexicon import Placeholder, Value
 from stcli.filters.literals import Literals
 from stcli.filters.pieces import Code, Ops, Pieces, join_pieces
 from stcli.filters.ragged import distinct_rows
@@ -60,6 +60,9 @@ class Binder:
         vocabulary: the terms of the index.
         layout: its bit matrix.
 
+    Attributes:
+        unknown_literals: of the text, those that are no value of their feature, as (feature, literal).
+
     Raises:
         FilterError: it names an unknown feature, or compares one with a literal of another type.
     """
@@ -69,6 +72,7 @@ class Binder:
         self._bounder = Bounder(layout)
         self._sources: list[ClausePlan | _Static] = []
         self._ops: list[int] = []  # the template as a program; a number >= 0 pushes that source
+        self.unknown_literals: list[tuple[str, Value | Placeholder]] = []
         if template.tree is not None:
             self._compile(template.tree, True)
 
@@ -141,10 +145,16 @@ class Binder:
                 self._sources.append(ClausePlan(node, feature, self._layout, upper, text))
             except InputError as error:
                 raise FilterError(f"filter: {error}", text, node.position) from error
+            if isinstance(node, In):
+                fixed = In(node.feature, tuple(value for value in node.values if not isinstance(value, Placeholder)))
+                unknown = Unknown()
+                resolve(fixed, self._vocabulary, text, unknown)
+                self.unknown_literals += unknown.literals
 
     def _static(self, node: Node, upper: bool) -> _Static:
         unknown = Unknown()
         terms = resolve(node, self._vocabulary, self._template.text, unknown)
+        self.unknown_literals += unknown.literals
         rows, exact = self._bounder.bounds(terms)[0 if upper else 1], self._bounder.upper(terms)[1]
         code = Code.of(rows, exact, terms, unknown.values)
         return _Static(Pieces.of_codes([code]), unknown.values, _num_values(node))

@@ -94,6 +94,11 @@ def find_feature(leaf: Compare | In | Between | IsNull | Flag, vocabulary: Vocab
 
 def _leaf(node: Node, feature: Feature, unknown: Unknown) -> Node:
     if isinstance(node, Flag):
+        if feature.kind != "boolean":
+            raise InputError(
+                f"feature {feature.name!r} is {feature.kind}; only a boolean one is a condition by itself, "
+                "compare others or ask IS NOT NULL"
+            )
         node = Compare(node.feature, "=", True, node.position)
     if isinstance(node, Compare):
         before, after = feature.span(node.value)

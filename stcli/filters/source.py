@@ -103,11 +103,12 @@ class BoundFilters:
         return BoundFilters(self.plan.over(planner), self.columns, self.texts)
 
     def unknown_values(self, others: Sequence[Planner] = ()) -> int:
-        """Literals in the filter texts that are no value of their feature, nor are over other planners.
+        """Literals in texts and template that are no value of their feature, nor are over other planners.
 
         Bound values are not counted.
         """
-        return self.plan.planner.unknown_values(self.texts, others)
+        in_texts = self.plan.planner.unknown_values(self.texts, others)
+        return in_texts + len(self) * self.plan.unknown_literals(others)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from stcli.filters.layout import paper_layout
 from stcli.filters.lexicon import Placeholder
 from stcli.filters.literals import find_ranks, read_literals
 from stcli.filters.program import FilterBatch, Planner
+from stcli.filters.source import BoundFilters
 from stcli.filters.template import Template
 from stcli.filters.tree import MAX_TERMS, And, Between, Compare, In, Node, Not, Or, to_text
 from stcli.ops.build_bit_matrix import build_bit_matrix
@@ -337,6 +338,16 @@ def test_the_limit_on_values_holds_for_each_query():
     assert plan.check(plan.read({"x": x, "y": pa.array([1, 1, None, 1])})).keys() == {1}
     with pytest.raises(FilterError, match="more than 20,000 values"):
         plan.batch(plan.read({"x": x, "y": pa.array([1, 1, None, 1])}))
+
+
+def test_unknown_values_of_the_template_itself_count_for_each_query():
+    text = "lang IN ('de', 'xx', $x) AND NOT (tag = 'yy' OR price IN (7, 10)) AND lang = $x AND tag > 'zz'"
+    planner = index_table(ITEMS).planner
+    plan = TemplatePlan(Template(text), planner)
+    filters = BoundFilters(plan, {"x": pa.array(["de", "en", "?"])}, [None, "tag = 'zz'", None])
+    assert filters.unknown_values() == 3 * 3 + 1  # 'xx', 'yy' and 7; what is bound is not counted
+    knows_some = index_table(pa.concat_tables([ITEMS, ITEMS.set_column(2, "tag", pa.array([["yy"]] * 5))])).planner
+    assert filters.unknown_values([knows_some]) == 3 * 2 + 1
 
 
 def test_numbers_of_queries_that_differ():

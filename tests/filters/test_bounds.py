@@ -292,7 +292,7 @@ def test_resolve_counts_unknown_values():
         ("big = TRUE", "is integer"),
         ("name = 3", "is string.*text in single quotes"),
         ("new = 1", "is boolean.*TRUE or FALSE"),
-        ("name", "is string"),
+        ("name", "is string; only a boolean one is a condition by itself"),
         ("day = '2024-02-30'", "is date.*YYYY-MM-DD"),
         ("day = TIMESTAMP '2024-02-29 00:00:00'", "is date"),
         ("seen = 'yesterday'", "is timestamp.*HH:MM:SS"),
