@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stcli.errors import InputError
@@ -17,7 +18,7 @@ from stcli.filters.program import FilterPlan, row_program
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import to_text
 from stcli.filters.vocabulary import Feature
-from stcli.model.corpus import admitted_counts
+from stcli.model.corpus import Admitted
 from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
 from stcli.model.segment import Segment
@@ -39,8 +40,9 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
 
     Returns:
         The canonical text, the row program, the rows it reads, whether it is exact, how many items the bit matrix
-        admits and how many are eligible, the measured share of ineligible items that it admits, and each literal that
-        is no value of its feature with the value nearest to it.
+        admits, how many are eligible and how many of these it lost (the paper's form loses some under NOT), the
+        measured share of ineligible items that it admits, and each literal that is no value of its feature with the
+        value nearest to it.
 
     Raises:
         FilterError: it does not parse or names something unknown.
@@ -53,8 +55,8 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         raise InputError("--filter: is empty; expected a condition such as  category = 'book'")
     filters = GivenFilters(opened.planner, [filter])
     ((_, batch),) = opened.batches(filters, 0, 1)
-    admitted = int(admitted_counts(opened.admit(batch))[0])
-    eligible = sum(count_eligible(segment, filter) for segment in opened.segments)
+    parts = zip(opened.segments, opened.admit(batch), strict=True)
+    admitted, eligible, both = np.sum([count_items(*part, filter) for part in parts], axis=0).tolist()
     ineligible = opened.num_items - eligible
     return {
         "command": "explain",
@@ -62,9 +64,9 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         "plan": show_rows(plan.rows, opened),
         "rows_read": rows_read(plan, opened),
         "exact": plan.exact,
-        "verified": not plan.exact,
-        "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible},
-        "false_positives": (admitted - eligible) / ineligible if ineligible else 0.0,
+        "verified": not plan.exact and not opened.manifest["filter"]["paper"],
+        "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible, "lost": eligible - both},
+        "false_positives": (admitted - both) / ineligible if ineligible else 0.0,
         "unknown_values": unknown_values(opened, filter),
     }
 
@@ -89,10 +91,15 @@ def nearest_value(feature: Feature, literal: Any) -> str:
     return "nearest " + " and ".join(value_text(value) for value in near) if near else "nothing near"
 
 
-def count_eligible(segment: Segment, filter: str) -> int:
-    """Items of a segment that satisfy a filter by their exact terms."""
+def count_items(segment: Segment, part: Admitted, filter: str) -> tuple[int, int, int]:
+    """Items of a segment that its bit matrix admits, that satisfy the filter by their exact terms, and both."""
     rows = segment.living_rows()
-    return int(TermRows(segment.terms, rows).eligible(segment.planner.plan(filter)).sum())
+    eligible = TermRows(segment.terms, rows).eligible(segment.planner.plan(filter))
+    admitted = np.ones(len(rows), bool)
+    if part.words is not None and part.line_of_query[0] >= 0:
+        words = part.words[part.line_of_query[0]].cpu().numpy()
+        admitted = np.unpackbits(words.view(np.uint8), bitorder="little")[rows] > 0
+    return int(admitted.sum()), int(eligible.sum()), int((admitted & eligible).sum())
 
 
 def rows_read(plan: FilterPlan, model: Retriever) -> int:

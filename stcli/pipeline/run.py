@@ -160,6 +160,10 @@ class Run:
             self.probes = PAPER_PROBES
         if not self.verify:
             self.warnings.append("candidates are not verified, so ineligible items may appear; --verify on checks them")
+        if self.paper:
+            self.warnings.append(
+                "the paper's form complements Bloom rows, so a filter with NOT may lose eligible items"
+            )
 
     def over(self, job: Job) -> Run:
         """A run of another job over the model and table of this one: a GPU may not have room for them twice."""

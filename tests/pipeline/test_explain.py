@@ -27,10 +27,21 @@ def test_counts_are_those_of_the_items(tiny, text, holds):
     told = stcli.explain(tiny.model, text)
     eligible = sum(map(holds, tiny.item_rows))
     admitted = told["items"]["admitted"]
-    assert told["items"] == {"all": len(tiny.item_rows), "admitted": admitted, "eligible": eligible}
+    assert told["items"] == {"all": len(tiny.item_rows), "admitted": admitted, "eligible": eligible, "lost": 0}
     assert admitted == eligible if told["exact"] else admitted >= eligible
     assert told["false_positives"] == (admitted - eligible) / (len(tiny.item_rows) - eligible)
     assert told["verified"] is not told["exact"]
+
+
+def test_not_in_the_papers_form_loses_items_and_is_not_verified(tiny, tmp_path):
+    stcli.build_index(tiny.items, tmp_path / "index", preset="silvertorch", bloom_bits=512, bloom_hashes=1)
+    stcli.pack_model(tmp_path / "index", tmp_path / "model.safetensors")
+    terms = stcli.explain(tmp_path / "model.safetensors", "tags = 't02'")
+    told = stcli.explain(tmp_path / "model.safetensors", "NOT tags = 't02'")
+    falsely = terms["items"]["admitted"] - terms["items"]["eligible"]
+    assert falsely == told["items"]["lost"] > 0
+    assert (terms["false_positives"] > 0, told["false_positives"]) == (True, 0)
+    assert (told["exact"], told["verified"]) == (False, False)
 
 
 def test_the_plan_names_features_and_values(tiny):
