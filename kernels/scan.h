@@ -1,5 +1,5 @@
 // Scores blocks of rows for lists of queries and keeps each query's best: the inner part of search_clusters,
-// search_rows and choose_probes.
+// search_requests, search_rows and choose_probes.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -20,19 +20,22 @@ namespace stcli {
 
 class Scan {
  public:
-  // Scans for the queries first … first + count - 1, which are numbered from 0 here.
-  Scan(const SearchArguments& arguments, int64_t first, int64_t count, int64_t block_rows)
+  // Scans for the queries first … first + count - 1, which are numbered from 0 here. `together` consecutive ones, with
+  // the same filter, are a request: they share a list, in which a row has the best of its scores.
+  Scan(const SearchArguments& arguments, int64_t first, int64_t count, int64_t block_rows, int64_t together = 1)
       : all_(arguments),
-        first_(first),
-        count_(count),
+        first_(first / together),
+        count_(count / together),
+        together_(together),
         dim_(static_cast<int>(arguments.dim)),
         isa_(current_isa()),
-        best_(isa_, count, arguments.k0),
+        best_(isa_, count / together, arguments.k0),
         active_(count),
+        seen_(count),
         listed_(block_rows + TILE_ROWS),
         tile_(tile_bytes(dim_)) {
     if (arguments.excluded_rows)
-      best_.exclude(arguments.excluded_rows, arguments.excluded_begins + first, arguments.excluded_ends + first);
+      best_.exclude(arguments.excluded_rows, arguments.excluded_begins + first_, arguments.excluded_ends + first_);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t query = first + i;
       const int8_t* codes = all_.query_codes + query * dim_;
@@ -40,6 +43,7 @@ class Scan {
       active_[i] = {codes,
                     filter < 0 ? nullptr : all_.words + filter * all_.num_words,
                     static_cast<uint32_t>(i),
+                    static_cast<uint32_t>(i / together),
                     dot_offset(isa_, codes, dim_),
                     all_.query_scales[query],
                     1 / all_.query_scales[query],
@@ -55,17 +59,20 @@ class Scan {
     if (!count) return;
     dense_.clear();
     Prefetch next(all_.codes + end * dim_, std::min(all_.num_rows - end, end - begin) * dim_, count);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i + 2 * AHEAD < count) __builtin_prefetch(&active_[queries[i + 2 * AHEAD]]);
-      if (i + AHEAD < count) prefetch(active_[queries[i + AHEAD]], begin, end);
+    for (int64_t i = 0, same; i < count; i += same) {
       const ActiveQuery& query = active_[queries[i]];
+      for (same = 0; i + same < count && active_[queries[i + same]].list == query.list; ++same) {
+        if (i + same + 2 * AHEAD < count) __builtin_prefetch(&active_[queries[i + same + 2 * AHEAD]]);
+        if (i + same + AHEAD < count) prefetch(active_[queries[i + same + AHEAD]], begin, end);
+      }
       const int64_t rows = query.words ? count_bits(isa_, query.words, begin, end) : end - begin;
+      for (int64_t j = 0; j < same; ++j) seen_[active_[queries[i + j]].number] += rows;
       if (rows * LISTED_SHARE >= end - begin) {
-        dense_.push_back(query);
+        for (int64_t j = 0; j < same; ++j) dense_.push_back(active_[queries[i + j]]);
       } else if (rows) {
         next.step();
         list_bits(isa_, query.words, begin, end, listed_.data());
-        scan_listed(query, rows);
+        scan_listed(queries + i, same, rows);
       }
     }
     if (dense_.empty()) return;
@@ -75,25 +82,27 @@ class Scan {
       scan_tiles(begin, end);
   }
 
-  // Starts each query with thresholds[query * stride].
+  // Starts each list with thresholds[list * stride].
   void start_thresholds(const float* thresholds, int64_t stride) {
-    for (int64_t i = 0; i < count_; ++i) best_.start_threshold(i, thresholds[(first_ + i) * stride]);
+    for (int64_t list = 0; list < count_; ++list) best_.start_threshold(list, thresholds[(first_ + list) * stride]);
   }
 
   // Adds what another scan for the same queries found.
   void add_all(const Scan& other) {
-    for (int64_t query = 0; query < count_; ++query) best_.add_all(query, other.best_);
+    for (int64_t list = 0; list < count_; ++list) best_.add_all(list, other.best_);
   }
 
   // Writes the results.
   void finish() {
     std::vector<uint64_t> keys, spare;
-    for (int64_t query = 0; query < count_; ++query) {
-      const int64_t place = (first_ + query) * all_.k0;
-      best_.finish(query, keys, spare, all_.found_rows + place,
-                   all_.found_scores ? all_.found_scores + place : nullptr);
+    for (int64_t list = 0; list < count_; ++list) {
+      const int64_t place = (first_ + list) * all_.k0;
+      best_.finish(list, keys, spare, all_.found_rows + place, all_.found_scores ? all_.found_scores + place : nullptr);
     }
   }
+
+  // Admitted rows of the blocks so far for each query, those that are kept out of the lists among them.
+  const std::vector<int64_t>& seen() const { return seen_; }
 
  private:
   // Queries whose memory is fetched before their turn.
@@ -140,13 +149,18 @@ class Scan {
     }
   }
 
-  void scan_listed(const ActiveQuery& query, int64_t count) {
+  // Offers the first `count` listed rows to the `same` queries of a request.
+  void scan_listed(const uint32_t* queries, int64_t same, int64_t count) {
     for (int64_t start = 0; start < count; start += TILE_ROWS) {
       const int part = static_cast<int>(std::min<int64_t>(TILE_ROWS, count - start));
       std::copy_n(listed_.data() + start, part, candidates_.rows);
       fill_factors(part);
-      row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, part, dim_, candidates_.dots);
-      offer(query, candidates_.dots, part, nullptr);
+      for (int64_t i = 0; i < same; ++i) {
+        const ActiveQuery& query = active_[queries[i]];
+        row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, part, dim_, candidates_.dots);
+        offer(query, candidates_.dots, part, nullptr);
+      }
+      add_joined();
     }
   }
 
@@ -158,13 +172,13 @@ class Scan {
 
   void scan_pruned(const Prune& prune, int64_t cluster, int64_t begin, int64_t end) {
     view_.queries.resize(dense_.size());
-    for (size_t i = 0; i < dense_.size(); ++i) view_.queries[i] = static_cast<uint32_t>(first_ + dense_[i].number);
+    for (size_t i = 0; i < dense_.size(); ++i) view_.queries[i] = static_cast<uint32_t>(first_ * together_ + dense_[i].number);
     prune.start(view_);
     thresholds_.resize(dense_.size());
     for (; cluster < all_.num_clusters && prune.begin(cluster) < end; ++cluster) {
       if (!prune.size(cluster)) continue;
       prune.look(cluster, view_);
-      for (size_t i = 0; i < dense_.size(); ++i) thresholds_[i] = best_.threshold(dense_[i].number);
+      for (size_t i = 0; i < dense_.size(); ++i) thresholds_[i] = best_.threshold(dense_[i].list);
       const int64_t stop = std::min(end, prune.begin(cluster) + prune.size(cluster));
       for (int64_t row = std::max(begin, prune.begin(cluster)); row < stop; row += TILE_ROWS) {
         prune.select(cluster, row, thresholds_.data(), view_, picked_);
@@ -190,7 +204,7 @@ class Scan {
         row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, count, dim_, candidates_.dots);
         offer(query, candidates_.dots, count, query.words);
       }
-      return;
+      return add_joined();
     }
     uint8_t* tile = tile_.as<uint8_t>();
     pack_tile(isa_, all_.codes + row * dim_, count, dim_, tile);
@@ -214,37 +228,62 @@ class Scan {
         offer(query, candidates_.dots + j * TILE_ROWS, count, query.words);
       }
     }
+    add_joined();
   }
 
   // No row of the tile with float(dot) * row scale below this reaches the query's threshold.
   float limit(const ActiveQuery& query) const {
     const float slack = query.norm * largest_error_ + query.error * largest_norm_;
-    const float threshold = best_.threshold(query.number);
+    const float threshold = best_.threshold(query.list);
     return dot_limit(threshold - slack, std::fabs(threshold) + slack, query.inverse_scale);
   }
 
   // Adds the candidates that reach the threshold and are admitted by `words` (from the first row on).
   void offer(const ActiveQuery& query, const int32_t* dots, int count, const uint64_t* words) {
-    const float threshold = best_.threshold(query.number);
+    const float threshold = best_.threshold(query.list);
     uint64_t mask = all_.query_norms ? reaching<true>(isa_, query, dots, threshold, count, candidates_)
                                      : reaching<false>(isa_, query, dots, threshold, count, candidates_);
     if (!mask) return;
     if (words) mask &= admitted(words, candidates_.rows[0]);
-    if (mask) best_.add(query.number, mask, candidates_.scores, candidates_.rows);
+    if (!mask) return;
+    if (together_ == 1)
+      best_.add(query.list, mask, candidates_.scores, candidates_.rows);
+    else
+      join(query.list, mask);
+  }
+
+  // Each row of a tile comes to a list once, with the best of the scores that the queries of the request have there.
+  void join(uint32_t list, uint64_t mask) {
+    if (joined_mask_ && joined_list_ != list) add_joined();
+    if (joined_mask_)
+      for (int i = 0; i < TILE_ROWS; ++i) joined_[i] = std::max(joined_[i], candidates_.scores[i]);
+    else
+      std::copy_n(candidates_.scores, TILE_ROWS, joined_);
+    joined_list_ = list;
+    joined_mask_ |= mask;
+  }
+
+  void add_joined() {
+    if (joined_mask_) best_.add(joined_list_, joined_mask_, joined_, candidates_.rows);
+    joined_mask_ = 0;
   }
 
   const SearchArguments& all_;
-  const int64_t first_, count_;
+  const int64_t first_, count_, together_;  // of the lists; queries of a list
   const int dim_;
   const Isa isa_;
   BestLists best_;
   std::vector<ActiveQuery> active_, dense_;
+  std::vector<int64_t> seen_;
   std::vector<uint32_t> listed_, picked_;  // rows; places in dense_
   std::vector<float> thresholds_;
   Prune::View view_;
   Buffer tile_;
   Candidates candidates_;
   float largest_error_ = 0, largest_norm_ = 0;  // of the tile
+  alignas(64) float joined_[TILE_ROWS];         // scores of the rows of the tile for one list, if it has a mask
+  uint64_t joined_mask_ = 0;
+  uint32_t joined_list_ = 0;
 };
 
 }  // namespace stcli

@@ -29,22 +29,25 @@ inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Sca
   }
 }
 
-// `probes` [B, num_probes], nearest clusters first, -1 for an unused slot.
-inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64_t num_probes) {
-  const int64_t threads = all.num_threads;
+// `probes` [B, num_probes], nearest clusters first, -1 for an unused slot. `together` consecutive queries share a list;
+// `seen` [B], unless null, gets the admitted rows in the clusters of each query.
+inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64_t num_probes, int64_t together = 1,
+                        int64_t* seen = nullptr) {
+  const int64_t threads = all.num_threads, lists = all.num_queries / together;
   const int64_t most = std::max<int64_t>(16, PART_BYTES / BestLists::bytes(all.k0));
-  const int64_t rounds = ((all.num_queries + most - 1) / most + threads - 1) / threads;
-  const int64_t parts = std::min(all.num_queries, rounds * threads);
+  const int64_t rounds = ((lists + most - 1) / most + threads - 1) / threads;
+  const int64_t parts = std::min(lists, rounds * threads);
   parallel_for(parts, static_cast<int>(threads), [&](int64_t part, int) {
-    const int64_t first = all.num_queries * part / parts, count = all.num_queries * (part + 1) / parts - first;
+    const int64_t first = lists * part / parts * together, count = lists * (part + 1) / parts * together - first;
     const int64_t* lines = probes + first * num_probes;
-    Scan scan(all, first, count, PROBE_BLOCK_ROWS);
-    if (all.floors) scan.start_thresholds(all.floors, 1);
-    // With filters the nearest clusters often hold too few admitted rows for a threshold.
-    const int64_t seeds = all.words || all.floors ? 0 : std::min(NUM_SEEDS, num_probes);
+    Scan scan(all, first, count, PROBE_BLOCK_ROWS, together);
+    // With filters the nearest clusters often hold too few admitted rows for a threshold; a list that is shared would
+    // get the rows of a cluster twice.
+    const int64_t seeds = all.words || together > 1 ? 0 : std::min(NUM_SEEDS, num_probes);
     if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters), scan);
     scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters), scan);
     scan.finish();
+    if (seen) std::copy(scan.seen().begin(), scan.seen().end(), seen + first);
   });
 }
 

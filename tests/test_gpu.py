@@ -10,9 +10,10 @@ from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
+from stcli.ops.search_requests import search_requests
 from stcli.ops.search_rows import search_rows
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import Embeddings, moved
+from stcli.types import Embeddings, Quantized, moved
 from tests.ops import search_cases
 from tests.ops.test_device_agnostic import filters, normal, quantized
 
@@ -84,6 +85,16 @@ def test_search_clusters(name):
     case = search_case(name)
     given = (case.queries, case.index, case.probes, case.words, case.filter_of_query)
     equal_on_gpu(search_clusters, *given, **case.rest())
+
+
+@pytest.mark.parametrize("name", ["plain", "filters_and_ties", "excluded", *LARGE])
+def test_search_requests(name):
+    case = search_case(name)
+    count = len(case.queries.scales) // 2
+    excluded = None if case.excluded is None else case.excluded.take(slice(0, count))
+    queries = Quantized(case.queries.codes[: 2 * count], case.queries.scales[: 2 * count])
+    given = (queries, case.index, case.probes[: 2 * count], case.words, case.filter_of_query[:count])
+    equal_on_gpu(search_requests, *given, k0=case.k0, excluded=excluded)
 
 
 @pytest.mark.parametrize("name", [*search_cases.NAMED, *LARGE])

@@ -50,12 +50,6 @@ FLOOR_ROWS = 16
 FLOOR_GAIN = 4
 """A floor is looked for where searching all admitted rows costs so many times as much."""
 
-SHARED_FLOOR_ROWS = 2
-"""Admitted rows that each query of a request looks at, for each of its k results, to find the floor of them all."""
-
-SHARED_FLOOR_GAIN = 4
-"""Such a floor is looked for where the planned clusters are so many times as many."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -202,23 +196,6 @@ def floor_probes(
     cost = probes * num_items / max(num_clusters, 1) + num_clusters
     pays = (routes == ROWS) & (rows_cost(admitted, num_items) >= FLOOR_GAIN * cost)
     return torch.where(pays, probes, 0)
-
-
-def shared_floor_probes(
-    k: int, admitted: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor, num_items: int, num_clusters: int
-) -> torch.Tensor:
-    """Clusters probed for the floor of a request of several queries, int64 [B]; 0 where it does not pay.
-
-    Args:
-        k: results of a request, at most N.
-        admitted: int64 [B], items that the bit matrix admits.
-        routes: int64 [B], as planned.
-        probes: int64 [B], as planned.
-        num_items: N.
-        num_clusters: C.
-    """
-    wanted = (SHARED_FLOOR_ROWS * k * num_clusters / admitted.clamp(min=1)).ceil().long()
-    return torch.where((routes == PROBE) & (wanted * SHARED_FLOOR_GAIN <= probes), wanted, 0)
 
 
 def rows_cost(admitted: torch.Tensor, num_items: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from stcli.errors import InputError
 from stcli.filters.program import FilterBatch
 from stcli.model.corpus import Corpus, Words
 from stcli.model.eligibility import all_words
+from stcli.model.joint import Answer, JointSearch, queries_of
 from stcli.model.planner import GIVEN, SearchOptions, default_candidates
 from stcli.model.requests import Requests, padded
 from stcli.model.results import Results, concatenate
@@ -104,18 +105,40 @@ class Scoring:
         users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
         tile = make_tile(model, users, filters, self.options.allowed, excluded, num_tasks)
-        if self.scoring.combine == "union" and not self.scorer.learned and self.rules is None:
-            tile = replace(tile, together=num_tasks)  # then only the k best of a request are its results
-        pool, found = self._pool(tile, num_tasks, self.depth)
         batch = Batch(requests, users.view(count, num_tasks, dim))
+        best_dots = self.scoring.combine == "union" and not self.scorer.learned and self.rules is None
+        answers = self._joint(tile, batch) if best_dots and num_tasks > 1 else [self._each(tile, batch)]
+        answer = Answer.joined(answers)
+        return self._results(requests, answer.scored, answer.work, answer.routes, answer.probes, answer.admitted)
+
+    def _joint(self, tile: Tile, batch: Batch) -> list[Answer]:
+        """The best of all tasks by dot products: one search a request, or one a task where that falls short."""
+        search = JointSearch(self.model, tile, self.options, batch.users.shape[1])
+        answers = search.answers()
+        left = torch.ones(len(batch.users), dtype=torch.bool)
+        for answer in answers:
+            left[answer.requests] = False
+        if bool(left.all()):
+            return [self._each(tile, batch)]
+        if bool(left.any()):
+            answers.append(self._each(tile, batch, torch.nonzero(left)[:, 0]))
+        return answers
+
+    def _each(self, tile: Tile, batch: Batch, which: torch.Tensor | None = None) -> Answer:
+        """One search of each task, for some of the requests, int64 [b], or all."""
+        num_tasks = batch.users.shape[1]
+        if which is None:
+            which = torch.arange(len(batch.users))
+        else:
+            tile, batch = tile.take(queries_of(which, num_tasks)), batch.take(which)
+        pool, found = self._pool(tile, num_tasks, self.depth)
         scored = self.scorer.score(pool.rows, pool.scores, batch)
         if self.rules is not None:
             self._refill(scored, pool, tile, batch)
-        line = found.work.view(count, num_tasks)
-        return self._results(
-            requests, scored, line.sum(1), found.routes.view_as(line).amax(1), found.probes.view_as(line).amax(1),
-            found.admitted.view_as(line)[:, 0],
-        )  # fmt: skip
+        work, routes, probes, admitted = (
+            each.view(-1, num_tasks) for each in (found.work, found.routes, found.probes, found.admitted)
+        )
+        return Answer(which, scored, work.sum(1), routes.amax(1), probes.amax(1), admitted[:, 0])
 
     def _pool(self, tile: Tile, num_tasks: int, k0: int) -> tuple[_Pool, Results]:
         """The k0 best of each task, united; for an intersection as many as it takes to have k."""
@@ -139,7 +162,7 @@ class Scoring:
         """Look twice as deep for the requests whose lists have too few items in common."""
         step = max(SLOTS // (2 * k0 * num_tasks), 1)
         for part in lacking.split(step):
-            own = (part[:, None] * num_tasks + torch.arange(num_tasks, device=part.device)).flatten()
+            own = queries_of(part, num_tasks)
             more, again = self._pool(tile.take(own), num_tasks, 2 * k0)
             pool = _Pool(
                 put(pool.rows, part, more.rows, PAD_ROW),
@@ -165,7 +188,7 @@ class Scoring:
         for here in lacking.split(step):
             rows, ann = pool.rows[here], pool.scores[here]
             while len(here):
-                own = (here[:, None] * num_tasks + torch.arange(num_tasks, device=here.device)).flatten()
+                own = queries_of(here, num_tasks)
                 words = self._open_words(tile, here * num_tasks, rows, scored.rows[here])
                 line = torch.arange(len(here), device=here.device).repeat_interleave(num_tasks)
                 some = tile.take(own)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from stcli.model.corpus import Admitted, Corpus
-from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, shared_floor_probes
+from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan
 from stcli.model.results import Results
 from stcli.model.segment import Segment
 from stcli.model.slots import best_of_runs
 from stcli.ops.choose_probes import choose_probes
-from stcli.ops.merge_lists import merge_lists
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
@@ -60,24 +59,20 @@ class Tile:
         admitted: what the filters admit of each segment.
         filtered: bool [B] on the host, something limits what a query may get.
         excluded: rows that each query must not get, or None.
-        together: so many consecutive queries are one request, which wants the k best of all that they find: the others
-            may be left out.
     """
 
     vectors: torch.Tensor
     admitted: tuple[Admitted, ...]
     filtered: torch.Tensor
     excluded: Lines | None
-    together: int = 1
 
     def take(self, queries: torch.Tensor) -> Tile:
-        """Some of the queries, int64 [b], perhaps repeated; of several together all or none."""
+        """Some of the queries, int64 [b], perhaps repeated."""
         return Tile(
             self.vectors[queries],
             tuple(admitted.take(queries) for admitted in self.admitted),
             self.filtered[queries.cpu()],
             None if self.excluded is None else self.excluded.take(queries),
-            self.together,
         )
 
 
@@ -106,8 +101,6 @@ class Search:
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
         self.admitted = torch.stack([run.counts.cpu() for run in self.runs]).sum(0)
-        # Clusters of all queries, int64 [B, P], where they are looked at twice.
-        self.nearest: torch.Tensor | None = None
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
@@ -123,10 +116,9 @@ class Search:
         work = torch.zeros(count, dtype=torch.int64, device=device)
         if self.bounded:
             self._find_floors(routes, work)
-            self._share_floors(routes, probes, work)
             if bool(self.floored.any()):
                 self.floored = (self.floors > -torch.inf).cpu()
-            slots[self.floored & (routes == ROWS)] = FLOOR_SLOTS * options.candidates
+            slots[self.floored] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
         scores = torch.full((count, self.k), -torch.inf, device=device)
@@ -159,33 +151,6 @@ class Search:
             self.floors[self._there(which)] = found.scores[:, -1]
             self.floored[which] = True
 
-    def _share_floors(self, routes: torch.Tensor, probes: torch.Tensor, work: torch.Tensor) -> None:
-        """Look into the nearest clusters of all queries of a request: below the k-th best of them there is no result.
-
-        The int8 score bounds the score from below, so nothing is scored again. A query that did not find k items by
-        itself gets no floor: it may have to look further.
-        """
-        model, together = self.model, self.tile.together
-        k0 = self.k if all(run.exact for run in self.runs) else self.options.candidates
-        near = shared_floor_probes(self.k, self.admitted, routes, probes, model.num_items, model.num_clusters)
-        if together == 1 or not bool(near.any()):
-            return
-        if bool(near.all()) and len(near) * int(probes.max()) <= SLOTS:
-            self.nearest = self._choose(self.queries, int(probes.max()))
-        requests = torch.nonzero(near.view(-1, together).amax(1))[:, 0]
-        for part in requests.split(max(SLOTS // (k0 * together), 1)):
-            which = (part[:, None] * together + torch.arange(together)).flatten()
-            queries = self._queries(which)
-            found = self._search_clusters(queries, which, near[which], k0, work)
-            rows = self._verified(found.rows, which)
-            low = (found.scores - self._slack(queries, which)[:, None]).masked_fill(rows < 0, -torch.inf)
-            lists = rows.view(len(part), together, k0)
-            merged = merge_lists(lists, low.view_as(lists), backend=self.backend).scores
-            floors = merged.kthvalue(merged.shape[1] - self.k + 1, 1).values.repeat_interleave(together)
-            whole = rows[:, -1] >= 0 if k0 == self.k else (rows >= 0).sum(1) >= self.k
-            self.floors[self._there(which)] = torch.where(whole, floors, -torch.inf)
-            self.floored[which] = True
-
     def _there(self, which: torch.Tensor) -> torch.Tensor:
         """Numbers of queries, chosen on the host, on the device of the queries; the host does not wait."""
         return which.to(self.vectors.device, non_blocking=True)
@@ -201,14 +166,6 @@ class Search:
             queries, clusters.centroids, num_probes=count, reaches=clusters.reaches, backend=self.backend
         )
 
-    def _slack(self, queries: Quantized, which: torch.Tensor) -> torch.Tensor:
-        """How far the score of any row may be from its int8 score, float32 [b]."""
-        norms, errors = self._bounds(which, queries)
-        error = torch.stack([run.index.errors.max().to(norms.device) for run in self.runs]).max()
-        norm = torch.stack([run.index.norms.max().to(norms.device) for run in self.runs]).max()
-        # 1 % more than bounds that are rounded up already covers the rounding of a sum of this and a score.
-        return (norms * error + errors * norm) * 1.01
-
     def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         """Search some queries once, in pieces that bound the candidate slots."""
         parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(max(SLOTS // k0, 1))]
@@ -222,7 +179,7 @@ class Search:
             found = self._search_rows(queries, which, k0)
             work[there] += self._there(self.admitted[which])
         else:
-            found = self._search_clusters(queries, which, torch.full_like(which, num_probes), k0, work)
+            found = self._search_clusters(queries, which, num_probes, k0, work)
         # With a slot for every item there is no more to find, though all slots are taken.
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         candidates = self._verified(found.rows, which)
@@ -244,29 +201,21 @@ class Search:
         return self._merged(at_once(search, self.runs), k0)
 
     def _search_clusters(
-        self, queries: Quantized, which: torch.Tensor, num_probes: torch.Tensor, k0: int, work: torch.Tensor
+        self, queries: Quantized, which: torch.Tensor, num_probes: int, k0: int, work: torch.Tensor
     ) -> Candidates:
-        """The best k0 of the admitted rows in the num_probes [b] nearest clusters, none below the query's floor."""
-        most, there = int(num_probes.max()), self._there(which)
-        if self.nearest is not None and self.nearest.shape[1] >= most:
-            probes = self.nearest[there, :most]
-        else:
-            probes = self._choose(queries, most)
-        unused = torch.arange(most, device=probes.device) >= self._there(num_probes)[:, None]
-        probes.masked_fill_(unused, -1)
-        floored = self.tile.together > 1 and bool(self.floored[which].any())
-        least = self.floors[there] - self._slack(queries, which) if floored else None
+        """The best k0 of the admitted rows in the clusters nearest to each query."""
+        probes, there = self._choose(queries, num_probes), self._there(which)
         for run in self.runs:
             if run.segment.probed:
                 sizes = run.index.clusters.offsets.diff().to(probes.device)
-                work[there] += sizes[probes].masked_fill(unused, 0).sum(1)
+                work[there] += sizes[probes].sum(1)
             else:
                 work[there] += run.counts[there]
 
         def search(run: _Run) -> Candidates:
             if run.segment.probed:
-                return run.search_clusters(queries, which, probes, k0, least)
-            return run.search_rows(queries, which, k0, None, least)  # few rows in clusters of their own
+                return run.search_clusters(queries, which, probes, k0)
+            return run.search_rows(queries, which, k0, None, None)  # few rows in clusters of their own
 
         return self._merged(at_once(search, self.runs), k0)
 
@@ -301,8 +250,7 @@ class Search:
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
         if route == PROBE:
-            floored = self.floors[self._there(which)] > -torch.inf  # what a query lacks may be below its floor
-            return short & torch.where(floored, found.full, counts < self._there(self.admitted[which]))
+            return short & (counts < self._there(self.admitted[which]))
         if self.bounded:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates
@@ -363,24 +311,21 @@ class _Run:
     ) -> Candidates:
         """The best k0 of all admitted rows for some of the queries; see `ops/search_rows.py`."""
         queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
-        lines, excluded = self._of(which)
+        lines, excluded = self.of(which)
         return search_rows(
             queries, self.index, self.words, lines, k0=k0, excluded=excluded, bounds=bounds, floors=floors,
             backend=self.backend,
         )  # fmt: skip
 
-    def search_clusters(
-        self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int, floors: torch.Tensor | None
-    ) -> Candidates:
+    def search_clusters(self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int) -> Candidates:
         """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`."""
-        queries, probes, floors = moved((queries, probes, floors), self.segment.device)
-        lines, excluded = self._of(which)
+        queries, probes = moved((queries, probes), self.segment.device)
+        lines, excluded = self.of(which)
         return search_clusters(
-            queries, self.index, probes, self.words, lines, k0=k0, excluded=excluded, floors=floors,
-            backend=self.backend,
-        )  # fmt: skip
+            queries, self.index, probes, self.words, lines, k0=k0, excluded=excluded, backend=self.backend
+        )
 
-    def _of(self, which: torch.Tensor) -> tuple[torch.Tensor, Lines | None]:
+    def of(self, which: torch.Tensor) -> tuple[torch.Tensor, Lines | None]:
         """The lines of some queries among the words, and the rows that they must not get."""
         here = which.to(self.segment.device, non_blocking=True)
         return self.lines[here], None if self._excluded is None else self._excluded.take(here)

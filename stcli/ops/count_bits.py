@@ -30,12 +30,12 @@ def count_bits(words: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
         native.call("stcli_count_bits", words, *words.shape, native.num_threads(), counts)
         return counts
     for part in words.split(max(_PIECE // max(len(words), 1), 1), dim=1):
-        counts += _popcount(part).sum(1)
+        counts += popcount(part).sum(1)
     return counts
 
 
-def _popcount(x: torch.Tensor) -> torch.Tensor:
-    """Bits of each word, added up in ever larger fields; the sign bit is masked away after each shift."""
+def popcount(x: torch.Tensor) -> torch.Tensor:
+    """Set bits of words, added up in ever larger fields; the sign bit is masked away after each shift."""
     pairs, nibbles, octets = _MASKS
     x = x - ((x >> 1) & pairs)
     x = (x & nibbles) + ((x >> 2) & nibbles)

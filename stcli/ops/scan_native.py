@@ -27,13 +27,20 @@ class _SearchArguments(ctypes.Structure):
     ]
 
 
-def run_native(scan: Scan, function: str, *more: torch.Tensor | int) -> Candidates:
-    """Call `stcli_<function>(arguments, *more)`; tensors go as pointers, numbers as int64."""
+def run_native(scan: Scan, function: str, *more: torch.Tensor | int, lists: int | None = None) -> Candidates:
+    """Call `stcli_<function>(arguments, *more)`; tensors go as pointers, numbers as int64.
+
+    Args:
+        scan: checked.
+        function: of the library.
+        more: contiguous where they are written to.
+        lists: lines of the candidates, where it is not one a query.
+    """
     library = native.library()
     assert library is not None
     queries, index, num_queries = scan.queries, scan.index, len(scan.queries.scales)
-    rows = torch.empty((num_queries, scan.k0), dtype=torch.int64)
-    scores = torch.empty((num_queries, scan.k0), dtype=torch.float32)
+    shape = (num_queries if lists is None else lists, scan.k0)
+    rows, scores = torch.empty(shape, dtype=torch.int64), torch.empty(shape, dtype=torch.float32)
     tensors = {
         "query_codes": queries.codes,
         "query_scales": queries.scales,

@@ -24,7 +24,6 @@ def search_clusters(
     k0: int,
     excluded: Lines | None = None,
     bounds: Bounds | None = None,
-    floors: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> Candidates:
     """Find the best k0 admitted rows in the probed clusters of each query.
@@ -45,7 +44,6 @@ def search_clusters(
             no row, as -1, are ignored. None for none.
         bounds: (query_norms float32 [B], query_errors float32 [B]), at least the norm of code * scale plus its error,
             and of query - code * scale; None for plain scores.
-        floors: float32 [B], candidates with a score below are left out; None for none.
         backend: see `ops/dispatch.py`.
 
     Returns:
@@ -55,16 +53,16 @@ def search_clusters(
         TensorError: a tensor has another dtype, shape or range than stated.
         InputError: k0 is below 1.
     """
-    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, floors)
+    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
     form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
     scan.check(values=reads_values(form, queries.codes)).check("probes", probes, torch.int64, "B P")
     if reads_values(form, queries.codes):
         check_range("probes", probes, len(index.clusters.offsets) - 1)
     if form == "cuda":
-        return scan.above_floors(_cuda(scan, probes))
+        return _cuda(scan, probes)
     if form == "native":
         return run_native(scan, "search_clusters", probes, probes.shape[1])
-    return scan.above_floors(scan.run(_tiles(probes, index.clusters.offsets)))
+    return scan.run(_tiles(probes, index.clusters.offsets))
 
 
 def _tiles(probes: torch.Tensor, offsets: torch.Tensor) -> Iterator[Tile]:

@@ -10,14 +10,14 @@ import torch
 import stcli
 from stcli.errors import InputError
 from stcli.filters.program import Planner
-from stcli.model import scorer, scoring
+from stcli.model import joint, scorer, scoring, search
 from stcli.model.eligibility import words_of
 from stcli.model.planner import GIVEN, SearchOptions
 from stcli.model.requests import Requests
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions
 from stcli.ops import native
-from tests.model.corpus import packed_values
+from tests.model.corpus import make, packed_values
 
 FILTERS = [None, "color = 'red'", "NOT tags = 't02' AND price < 60", "tags = 't57'", "color = 'no such colour'"]
 BACKENDS = ["torch", pytest.param("native", marks=pytest.mark.skipif(native.library() is None, reason="not built"))]
@@ -64,17 +64,52 @@ def test_tasks_are_as_good_as_separate_runs_merged(model, tiny, num_tasks, way):
     assert torch.equal(results.admitted, separate[0].admitted)
 
 
-@pytest.mark.parametrize("probes", [8, 24])
-def test_a_floor_that_tasks_share_loses_nothing(model, tiny, probes):
-    """Many probes and a small k: the tasks of a request are searched above a floor, found in their nearest clusters."""
-    users, filters, k = task_users(tiny, 5), filters_of(30), 4
-    results = model(users, filters, k, probes=probes)
-    separate = [model(vectors, filters, k, probes=probes) for vectors in users.values()]
+def counted(monkeypatch) -> dict[str, list[int]]:
+    """How many requests each joint search takes, with how many candidates; how many queries any other one takes."""
+    calls: dict[str, list[int]] = {"joint": [], "candidates": [], "separate": []}
+    answer, run = joint.JointSearch._answer, search.Search.run
+
+    def counting(self, requests, num_probes, k0):
+        calls["joint"].append(len(requests))
+        calls["candidates"].append(k0)
+        return answer(self, requests, num_probes, k0)
+
+    monkeypatch.setattr(joint.JointSearch, "_answer", counting)
+    monkeypatch.setattr(search.Search, "run", lambda self: calls["separate"].append(len(self.vectors)) or run(self))
+    return calls
+
+
+@pytest.mark.parametrize("barred", [False, True], ids=["", "excluded"])
+@pytest.mark.parametrize("probes", [2, 8, 24])
+def test_tasks_that_are_searched_together_lose_nothing(model, tiny, probes, barred, monkeypatch):
+    """Where a task sees fewer than k items in its clusters, it has to look further, and so is searched by itself."""
+    users, filters, k = task_users(tiny, 5), filters_of(30), 12
+    ids = [row["item_id"] for row in tiny.item_rows]
+    rng = np.random.default_rng(probes)
+    exclude = [rng.choice(ids, 60, replace=False).tolist() for _ in range(30)] if barred else None
+    separate = [model(vectors, filters, k, probes=probes, exclude=exclude) for vectors in users.values()]
+    calls = counted(monkeypatch)
+    results = model(users, filters, k, probes=probes, exclude=exclude)
     for query in range(30):
         expected = merged(separate, query, k)
         assert list(zip(results.item_ids[query].tolist(), results.scores[query].tolist(), strict=True)) == expected
-    looked_twice = results.work > sum(one.work for one in separate)
-    assert looked_twice[0::5].all()  # without a filter
+    assert torch.equal(results.work, sum(one.work for one in separate))
+    assert calls["joint"][0] == 30
+    assert sum(calls["separate"]) < 30 * 5 or probes == 2
+
+
+def test_near_ties_at_place_k_are_looked_at_more_closely(tmp_path, monkeypatch):
+    """Hundreds of items score alike to within the errors of int8: the best by int8 are not the best."""
+    rng = np.random.default_rng(1)
+    users = {f"task{n}": vectors for n, vectors in enumerate(rng.normal(size=(3, 4, 16)).astype(np.float32))}
+    items = np.stack(list(users.values()))[:, 0].repeat(100, 0) + 1e-3 * rng.normal(size=(300, 16))
+    near = make(tmp_path, items.astype(np.float32), clusters=8).model
+    separate = [near(vectors, None, 10, probes=near.num_clusters - 1, candidates=300) for vectors in users.values()]
+    calls = counted(monkeypatch)
+    results = near(users, None, 10, probes=near.num_clusters - 1)
+    assert calls["joint"][0] == 4
+    assert max(calls["candidates"]) > calls["candidates"][0]
+    assert list(zip(results.item_ids[0].tolist(), results.scores[0].tolist(), strict=True)) == merged(separate, 0, 10)
 
 
 def test_every_result_is_scored_for_every_task(model, tiny):

@@ -29,6 +29,7 @@ from stcli.ops.mol_score import mol_score
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
+from stcli.ops.search_requests import search_requests
 from stcli.ops.search_rows import search_rows
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
@@ -112,6 +113,15 @@ def test_search_clusters(name):
     case = search_cases.named_case(name)
     given = (case.queries, case.index, case.probes, case.words, case.filter_of_query)
     on_both(search_clusters, *given, reads=True, **case.rest())
+
+
+@pytest.mark.parametrize("name", ["plain", "filters_and_ties", "excluded", "no_queries"])
+def test_search_requests(name):
+    case = search_cases.named_case(name)
+    count = len(case.queries.scales) // 2
+    excluded = None if case.excluded is None else case.excluded.take(slice(0, count))
+    given = (case.queries, case.index, case.probes, case.words, case.filter_of_query[:count])
+    on_both(search_requests, *given, reads=True, k0=case.k0, excluded=excluded)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -24,19 +24,6 @@ def test_equals_the_loop(name, form):
     assert found.scores.tolist() == scores
 
 
-@pytest.mark.parametrize("name", ["plain", "ties", "filters", "all_at_once"])
-def test_floors_cut_the_candidates_below(name, form):
-    case = named_case(name)
-    rows, scores = (torch.tensor(given) for given in expected(name, every_cluster=False))
-    places = torch.arange(len(scores)) * 7 % (case.k0 + 1)
-    floors = scores.gather(1, places.clamp(max=case.k0 - 1)[:, None])[:, 0]  # equal to a score: it stays
-    floors = torch.where(places == case.k0, -torch.inf, floors)
-    kept = (scores >= floors[:, None]) & (scores > -torch.inf)
-    found = search(case, form, floors=floors)
-    assert torch.equal(found.rows, rows.masked_fill(~kept, -1))
-    assert torch.equal(found.scores, scores.masked_fill(~kept, -torch.inf))
-
-
 def test_worked_example(form):
     codes = torch.zeros(3, 32, dtype=torch.int8)
     codes[:, 0] = torch.tensor([1, 2, 3])
