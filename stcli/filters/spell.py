@@ -40,7 +40,8 @@ class _Parts:
 
     Attributes:
         owners: int64 [P], the set.
-        ends, begins: int64 [P, 4], leaves; a part without `begin` is the leaf `ends`.
+        ends, begins: int64 [n, 4], leaves of the parts that have an end, and of those that have a beginning; a part
+            without beginning is the leaf `ends`.
         has_end, has_begin: bool [P].
     """
 
@@ -138,9 +139,11 @@ class Speller:
     def _between(
         self, owners: np.ndarray, first: np.ndarray, last: np.ndarray, small: int, large: int, bits: int
     ) -> _Parts:
-        ends = _quads(len(owners), LEAF_LESS, small, bits, last)
+        bounded = last <= self._feature.num_terms
+        last = last[bounded]
+        ends = _quads(len(last), LEAF_LESS, small, bits, last)
         begins = _quads(len(owners), LEAF_LESS, large, bits, first)
-        return _Parts(owners, ends, begins, last <= self._feature.num_terms, np.ones(len(owners), bool))
+        return _Parts(owners, ends, begins, bounded, np.ones(len(owners), bool))
 
 
 def _quads(count: int, kind: np.ndarray | int, a: np.ndarray | int, b: int, c: np.ndarray | int) -> np.ndarray:
@@ -154,7 +157,7 @@ def _leaves(
     owners: np.ndarray, kind: np.ndarray | int, a: np.ndarray | int, b: int = 0, c: np.ndarray | int = 0
 ) -> _Parts:
     quads, yes = _quads(len(owners), kind, a, b, c), np.ones(len(owners), bool)
-    return _Parts(owners, quads, quads, yes, ~yes)
+    return _Parts(owners, quads, quads[:0], yes, ~yes)
 
 
 def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
@@ -165,11 +168,11 @@ def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
     begins = np.concatenate([group.begins for group in groups])
     has_end = np.concatenate([group.has_end for group in groups])
     has_begin = np.concatenate([group.has_begin for group in groups])
+    end, begin = np.cumsum(has_end) - 1, np.cumsum(has_begin) + (len(ends) - 1)  # which leaf each part has
     if len(groups) > 1:
         order = np.argsort(owners, kind="stable")
-        owners, ends, begins = owners[order], ends[order], begins[order]
-        has_end, has_begin = has_end[order], has_begin[order]
-    ends, begins = ends[has_end], begins[has_begin]
+        owners, has_end, has_begin = owners[order], has_end[order], has_begin[order]
+        end, begin = end[order], begin[order]
     lengths = has_end + 2 * has_begin  # a leaf, and a leaf and NOT
     both = np.flatnonzero(has_end & has_begin)
     lengths[both] += 1  # AND
@@ -177,10 +180,10 @@ def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
     offsets = offsets_of(lengths)
     starts = offsets[:-1]
     ops = np.full(offsets[-1], OP_OR, np.int32)
-    ops[starts[has_end]] = np.arange(len(ends))
+    ops[starts[has_end]] = end[has_end]
     if len(begins):
         second = starts + has_end
-        ops[second[has_begin]] = np.arange(len(ends), len(ends) + len(begins))
+        ops[second[has_begin]] = begin[has_begin]
         ops[second[has_begin] + 1] = OP_NOT
         ops[second[both] + 2] = OP_AND
     firsts = np.searchsorted(owners, np.arange(count + 1))

@@ -103,14 +103,14 @@ class Feature:
 
     def text_spans(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The `span` of many strings, int64 [2, n], and which of them have none since they raise, bool [n]."""
-        found = list(map(self._spans.get, texts))
+        spans: list[Any] = list(map(self._spans.get, texts))
         refused = np.zeros(len(texts), bool)
-        spans = [(0, 0)] * len(texts)
-        for place, span in enumerate(found):
-            try:
-                spans[place] = self.span(texts[place]) if span is None else span
-            except InputError:
-                refused[place] = True
+        if None in spans:  # in most batches all were met before
+            for place, text in enumerate(texts):
+                try:
+                    spans[place] = self.span(text)
+                except InputError:
+                    spans[place], refused[place] = (0, 0), True
         pairs = np.fromiter(chain.from_iterable(spans), np.int64, 2 * len(spans)).reshape(-1, 2)
         return np.ascontiguousarray(pairs.T), refused
 
