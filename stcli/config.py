@@ -103,6 +103,11 @@ class BuildConfig:
         if self.preset is not None:
             one_of("--preset", self.preset, ("silvertorch",))
             self.scale = "global"
+        elif (self.bloom_bits, self.bloom_hashes) != (BuildConfig.bloom_bits, BuildConfig.bloom_hashes):
+            raise InputError(
+                "--bloom-bits and --bloom-hashes: only --preset silvertorch has a fixed number of Bloom rows; "
+                "without it use --bloom-fpr and --filter-bytes"
+            )
         one_of("--metric", self.metric, ("inner_product", "cosine"))
         one_of("--scale", self.scale, ("row", "global"))
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))

@@ -125,6 +125,7 @@ def test_a_bad_row_of_a_later_file_is_named_with_its_file(tmp_path):
         ({"bad_rows": "skip"}, "--bad-rows 'skip': expected one of fail, quarantine"),
         ({"clusters": 0}, "--clusters 0: expected a whole number of at least 1"),
         ({"bloom_fpr": 0.0}, "--bloom-fpr 0.0: expected a share above 0 and below 1"),
+        ({"bloom_bits": 512}, "--bloom-bits and --bloom-hashes: only --preset silvertorch .*--bloom-fpr"),
         ({"bloom_fpr": 1.5}, "--bloom-fpr 1.5: expected a share above 0 and below 1"),
         ({"max_bad_fraction": 2}, "--max-bad-fraction 2: expected a fraction from 0 to 1"),
         ({"seed": -1}, "--seed -1: expected a whole number of at least 0"),
