@@ -111,9 +111,11 @@ STCLI_TARGET inline void multiply(int64_t lines, int64_t width, const float* lef
   columns<Float, 1>(column, lines, width, left, left_step, right, inner, start, out);
 }
 
-STCLI_TARGET inline void widen_items(const Arguments& a, const int64_t* rows, int64_t count, float* items) {
+STCLI_TARGET inline void widen_items(const Arguments& a, const int64_t* rows, int64_t count, const Next& next,
+                                     float* items) {
   const int64_t size = a.item_components * a.dim;
   for (int64_t i = 0; i < count; ++i, items += size) {
+    next.fetch(a, i, 0);
     const int64_t first = rows[i] * size;
     if (a.kind == FLOAT32) std::memcpy(items, static_cast<const float*>(a.components) + first, size * 4);
     if (a.kind == FLOAT16) widen_halves(static_cast<const uint16_t*>(a.components) + first, size, items);
@@ -157,8 +159,8 @@ STCLI_TARGET STCLI_INLINE float mix(const Arguments& a, const float* gates, cons
 
 // Scores of one query with `count` rows, at most kTile, none of them empty.
 STCLI_TARGET void score_tile(const Arguments& a, int64_t query, const int64_t* rows, int64_t count,
-                             const Scratch& scratch, float* scores) {
-  widen_items(a, rows, count, scratch.items);
+                             const Next& next, const Scratch& scratch, float* scores) {
+  widen_items(a, rows, count, next, scratch.items);
   // Lines of the product are (row, item component), columns the query components.
   multiply<Vectors<NARROW>::Float>(kTile * a.item_components, a.padded_queries, scratch.items, a.dim,
                                    a.queries + query * a.dim * a.padded_queries, a.dim, nullptr, scratch.dots);
@@ -174,6 +176,7 @@ STCLI_TARGET void score_tile(const Arguments& a, int64_t query, const int64_t* r
   Wide top = {};
   Wide tops[kTile];
   for (int64_t i = 0; i < count; ++i) {
+    next.fetch(a, i, 1);
     const int64_t first = rows[i] * a.num_logits;
     if (a.gates && a.half_gates)
       widen_halves(static_cast<const uint16_t*>(a.gates) + first, a.num_logits, scratch.item_gates);
@@ -186,6 +189,7 @@ STCLI_TARGET void score_tile(const Arguments& a, int64_t query, const int64_t* r
   // Only a gate above 40 must be subtracted from all to keep e^x in range: rare, so it is looked for once a tile.
   const bool shifted = largest_of(top) > 40;
   for (int64_t i = 0; i < count; ++i) {
+    next.fetch(a, i, 2);
     const float largest = shifted ? largest_of(tops[i]) : 0;
     scores[i] = mix(a, scratch.gates + i * a.padded_logits, scratch.logits + i * a.padded_logits,
                     largest > 40 ? largest : 0);
