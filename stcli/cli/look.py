@@ -77,5 +77,5 @@ def explain(
         lacking = [name for name, value in asked.items() if value is None]
         raise InputError(
             "explain takes --filter, or --queries, --query and --item together; "
-            + ("give one of the two" if filter is not None else f"{' and '.join(lacking)} is missing")
+            + ("give one of the two" if filter is not None else f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing")
         )

@@ -63,8 +63,9 @@ class Quarantine:
     def add(self, row: int, row_id: object, reason: str) -> None:
         """Note one bad row; as `take`."""
         if self._mode == "fail":
+            link = "\n" if "\n" in reason else "; "  # what follows the caret under a filter has a line of its own
             raise InputError(
-                f"{self._table.name}: {self._table.where(row)} (id {row_id!r}): {reason}; "
+                f"{self._table.name}: {self._table.where(row)} (id {row_id!r}): {reason}{link}"
                 "mend it, or use --bad-rows quarantine to set such rows aside"
             )
         self.rows.append(row)

@@ -108,6 +108,6 @@ def test_the_command(folder, capsys):
     assert run([*words, "--value-model", "feed"]) == 0
     assert "0.25 * ann_score" in capsys.readouterr().out
     assert run(words[:4]) == 2
-    assert "--query and --item is missing" in capsys.readouterr().err
+    assert "--query and --item are missing" in capsys.readouterr().err
     assert run([*words, "--filter", "is_new"]) == 2
     assert "give one of the two" in capsys.readouterr().err

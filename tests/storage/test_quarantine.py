@@ -36,6 +36,11 @@ def test_fail_names_file_row_and_id(table):
         quarantine.take(10, bad_rows(4, {3: "too even", 2: "too odd"}), pa.array(["u", "v", "x", "y"]))
 
 
+def test_fail_leaves_the_caret_under_a_filter_alone(table):
+    with pytest.raises(InputError, match=r"\^\nmend it"):
+        Quarantine(table, "fail", 1.0).add(0, 1, "filter: odd\n  x = $y\n      ^")
+
+
 def test_quarantine_lists_them_in_table_order(table, tmp_path):
     quarantine = Quarantine(table, "quarantine", 0.5)
     quarantine.take(10, bad_rows(4, {3: "c", 2: "b"}), pa.array([1, 2, None, 4]))
