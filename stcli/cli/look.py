@@ -75,7 +75,8 @@ def explain(
         )  # fmt: skip
     else:
         lacking = [name for name, value in asked.items() if value is None]
+        missing = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing"
         raise InputError(
             "explain takes --filter, or --queries, --query and --item together; "
-            + ("give one of the two" if filter is not None else f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing")
+            + ("give one of the two" if filter is not None else missing)
         )
