@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "buffer.h"
-#include "int8_dot.h"
+#include "int8_tile.h"
 #include "parallel.h"
 
 namespace stcli {
@@ -116,7 +116,9 @@ extern "C" int stcli_assign_clusters(const int8_t* row_codes, const float* row_s
     std::vector<Best> best(end - begin, Best{-std::numeric_limits<float>::infinity(), 0});
     std::vector<int32_t> offsets(end - begin);
     for (int64_t row = begin; row < end; ++row) offsets[row - begin] = dot_offset(isa, row_codes + row * dim, width);
-    for (int64_t tile = 0; tile < num_tiles; ++tile)
+    for (int64_t tile = 0; tile < num_tiles; ++tile) {
+      const TileRows centroids{packed.as<uint8_t>() + tile * tile_bytes(width), count_of(tile), width, 0, width,
+                               factors[tile].scales, nullptr};
       for (int64_t row = begin; row < end; row += TILE_QUERIES) {
         alignas(64) int32_t dots[TILE_QUERIES * TILE_ROWS];
         TileQueries rows;
@@ -127,8 +129,7 @@ extern "C" int stcli_assign_clusters(const int8_t* row_codes, const float* row_s
           const float value = best[place - begin].value, least = factors[tile].least_half_norm;
           rows.limits[j] = dot_limit(value + least, std::fabs(value) + std::fabs(least), 1 / row_scales[place]);
         }
-        unsigned found = tile_dots(isa, packed.as<uint8_t>() + tile * tile_bytes(width), count_of(tile), width, rows,
-                                   factors[tile].scales, dots);
+        unsigned found = tile_dots(isa, centroids, rows, dots);
         if (end - row < TILE_QUERIES) found &= (1u << (end - row)) - 1;
         for (; found; found &= found - 1) {
           const int j = __builtin_ctz(found);
@@ -136,6 +137,7 @@ extern "C" int stcli_assign_clusters(const int8_t* row_codes, const float* row_s
                   best[row + j - begin]);
         }
       }
+    }
     for (int64_t row = begin; row < end; ++row) clusters[row] = best[row - begin].cluster;
   });
   return 0;

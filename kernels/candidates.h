@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "int8_dot.h"
+#include "int8_tile.h"
 #include "isa.h"
 
 namespace stcli {
@@ -11,8 +11,8 @@ namespace stcli {
 struct ActiveQuery {
   const int8_t* codes;
   const uint64_t* words;  // of its filter, or null
-  uint32_t number, list;  // its own, and that of the list that it shares with the other queries of its request
-  int32_t offset;         // of its dots
+  uint32_t number, list;        // its own, and that of the list that it shares with the other queries of its request
+  int32_t offset, head_offset;  // of its dots; of those of the first dims
   float scale, inverse_scale, norm, error;
 };
 
@@ -23,6 +23,7 @@ struct Candidates {
   alignas(64) float scales[TILE_ROWS];
   alignas(64) float errors[TILE_ROWS];
   alignas(64) float norms[TILE_ROWS];
+  alignas(64) float tails[TILE_ROWS];
   alignas(64) float scores[TILE_ROWS];
 };
 

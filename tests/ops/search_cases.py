@@ -128,6 +128,7 @@ NAMED = {
         "bounds": True,
         "filters": 1,
     },
+    "planted_wide": {"queries": 80, "rows": 700, "clusters": 5, "k0": 6, "dim": 160, "planted": True},
     "planted_ties": {"queries": 66, "rows": 800, "clusters": 6, "k0": 40, "planted": True, "high": 2, "excluded": 9},
 }
 """Names of the cases and how they differ from the plain one."""

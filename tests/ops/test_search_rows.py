@@ -44,7 +44,7 @@ def test_equals_search_of_every_cluster(form):
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "ties", "filters", "all_at_once", "planted", "planted_bounds", "planted_ties"]
+    "name", ["plain", "ties", "filters", "all_at_once", "planted", "planted_bounds", "planted_ties", "planted_wide"]
 )
 def test_floors_cut_the_candidates_below(name, form):
     case = named_case(name)
