@@ -22,6 +22,8 @@ struct SearchArguments {
   const uint64_t* words;         // [F, num_words], or null
   int64_t num_words;
   const int64_t* filter_of_query;  // [B], -1: none
+  const uint64_t* span_words;      // words of queries without a line in `words` on the clusters that they probe, or null
+  const int64_t* span_starts;      // [B, P], where those of a cluster begin, -1: every row; or null
   const int64_t* excluded_rows;    // of query b: excluded_begins[b] … excluded_ends[b] - 1, in any order; or null
   const int64_t* excluded_begins;
   const int64_t* excluded_ends;

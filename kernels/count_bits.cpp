@@ -2,6 +2,7 @@
 //   in   words i64 [F,W]
 //   out  counts i64 [F]
 //   cost 8 bytes read a word: memory speed on two cores
+#include <algorithm>
 #include <cstdint>
 #include <new>
 
@@ -9,6 +10,9 @@
 #include "parallel.h"
 
 namespace {
+
+// Short lines are counted together: taking a chunk costs as much as counting some hundred bytes.
+constexpr int64_t CHUNK_WORDS = 4096;
 
 template <int UNROLL>
 STCLI_INLINE int64_t count(const uint64_t* words, int64_t num_words) {
@@ -36,8 +40,10 @@ extern "C" int stcli_count_bits(const int64_t* words, int64_t num_lines, int64_t
 #if STCLI_X86
   if (stcli::current_isa() != stcli::PORTABLE) function = count_popcnt;
 #endif
-  stcli::parallel_for(num_lines, static_cast<int>(num_threads), [&](int64_t line, int) {
-    counts[line] = function(reinterpret_cast<const uint64_t*>(words) + line * num_words, num_words);
+  const int64_t lines = std::max<int64_t>(CHUNK_WORDS / std::max<int64_t>(num_words, 1), 1);
+  stcli::parallel_for((num_lines + lines - 1) / lines, static_cast<int>(num_threads), [&](int64_t chunk, int) {
+    for (int64_t line = chunk * lines; line < std::min((chunk + 1) * lines, num_lines); ++line)
+      counts[line] = function(reinterpret_cast<const uint64_t*>(words) + line * num_words, num_words);
   });
   return 0;
 } catch (const std::bad_alloc&) {

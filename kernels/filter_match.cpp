@@ -1,7 +1,8 @@
 // filter_match: words of the admitted items of each filter.
 //   in   own i64 [R,W]  bloom i64 [H,64]  bloom_offsets i64 [blocks+1]  leaves i64 [L,4]
 //        ops i32 [T]  op_offsets i64 [F+1]
-//   out  words i64 [F,W], bits >= num_items zero
+//        places i64 [S], ascending word numbers, or null for all
+//   out  words i64 [F,W] or [F,S], bits >= num_items zero
 //   map  blocks of 4096 items are spread over the threads; a block evaluates the masks of all leaves, 512 bytes each,
 //        and then runs each program over whole masks
 //   limits  the caller has checked programs and leaves (filter_match.py); W = ceil(num_items / 64)
@@ -12,130 +13,17 @@
 #include <new>
 #include <vector>
 
-#include "bloom_hash.h"
 #include "buffer.h"
-#include "isa.h"
+#include "filter_pieces.h"
+#include "filter_programs.h"
 #include "parallel.h"
 
 namespace stcli {
 namespace {
 
-constexpr int64_t kBlockWords = 64;
-// Words of a tile, on which Bloom rows are joined: all rows of a tile fit the first-level cache (172 rows: 22 KiB).
-// Leaves on one core: 8 words 14.1 ms, 16 12.1, 32 11.8, 64 18.1; wider blocks (lower rates) favour the smaller ones.
-constexpr int64_t kTileWords = 16;
-constexpr int64_t kHashBatch = 256;
 // A line of the output is fetched this many filters before it is written: programs 12.1 ms on one core, without 18.5;
 // non-temporal stores 19.2.
 constexpr int64_t kAhead = 4;
-
-// As in stcli/types.py.
-enum LeafKind : int64_t { kLeafAll, kLeafNone, kLeafOwn, kLeafBloom, kLeafLess, kLeafEqual };
-enum Op : int32_t { kOpAnd = -1, kOpOr = -2, kOpNot = -3 };
-
-struct Leaf {
-  int64_t kind, a, b, c;
-};
-
-// A program as steps that join the top of the stack with the next leaf, so that few masks ever lie on the stack. To
-// stop an AND at an empty mask was measured and gained nothing.
-enum StepKind : int32_t { kLoad, kPush, kAnd, kAndNot, kOr, kOrNot, kNot, kPopAnd, kPopOr };
-struct Step {
-  StepKind kind;
-  int32_t leaf;
-};
-
-// Appends the steps of one program; returns how many masks its stack holds below the top.
-int64_t append_steps(const int32_t* op, const int32_t* end, std::vector<Step>& steps) {
-  int64_t depth = -1, deepest = 0;
-  while (op != end) {
-    const int32_t leaf = *op++;
-    if (leaf < 0) {
-      steps.push_back({leaf == kOpNot ? kNot : leaf == kOpAnd ? kPopAnd : kPopOr, 0});
-      depth -= leaf != kOpNot;
-      continue;
-    }
-    bool negated = false;
-    for (; op != end && *op == kOpNot; ++op) negated = !negated;
-    if (depth >= 0 && op != end && *op < 0) {
-      steps.push_back({*op == kOpAnd ? (negated ? kAndNot : kAnd) : (negated ? kOrNot : kOr), leaf});
-      ++op;
-    } else {
-      steps.push_back({depth < 0 ? kLoad : kPush, leaf});
-      if (negated) steps.push_back({kNot, 0});
-      deepest = std::max(deepest, ++depth);
-    }
-  }
-  return deepest;
-}
-
-#if STCLI_X86
-namespace avx512 {
-#define STCLI_TARGET STCLI_AVX512
-#define STCLI_VECTOR_WORDS 8
-#include "filter_match_block.h"
-#undef STCLI_TARGET
-#undef STCLI_VECTOR_WORDS
-}  // namespace avx512
-namespace avx2 {
-#define STCLI_TARGET STCLI_AVX2
-#define STCLI_VECTOR_WORDS 4
-#include "filter_match_block.h"
-#undef STCLI_TARGET
-#undef STCLI_VECTOR_WORDS
-}  // namespace avx2
-#endif
-namespace portable {
-#define STCLI_TARGET
-#define STCLI_VECTOR_WORDS 2
-#include "filter_match_block.h"
-#undef STCLI_TARGET
-#undef STCLI_VECTOR_WORDS
-}  // namespace portable
-
-struct Kernels {
-  decltype(&portable::hash_terms) hash_terms;
-  decltype(&portable::cut_tiles) cut_tiles;
-  decltype(&portable::and_rows) and_rows;
-  decltype(&portable::and_whole_rows) and_whole_rows;
-  decltype(&portable::compare_codes) compare_codes;
-  decltype(&portable::run_program) run_program;
-};
-
-#define STCLI_KERNELS(isa) \
-  {isa::hash_terms, isa::cut_tiles, isa::and_rows, isa::and_whole_rows, isa::compare_codes, isa::run_program}
-Kernels current_kernels() {
-#if STCLI_X86
-  if (current_isa() == AVX512) return STCLI_KERNELS(avx512);
-  if (current_isa() == AVX2) return STCLI_KERNELS(avx2);
-#endif
-  return STCLI_KERNELS(portable);
-}
-#undef STCLI_KERNELS
-
-struct Matrix {
-  const uint64_t* own;
-  const uint64_t* bloom;
-  const int64_t* bloom_offsets;
-  int64_t num_hashes, num_items;
-
-  int64_t num_words() const { return (num_items + 63) / 64; }
-  int64_t num_blocks() const { return (num_words() + kBlockWords - 1) / kBlockWords; }
-  int64_t widest() const {
-    int64_t most = 0;
-    for (int64_t b = 0; b < num_blocks(); ++b) most = std::max(most, bloom_offsets[b + 1] - bloom_offsets[b]);
-    return most;
-  }
-};
-
-struct Batch {
-  std::vector<Leaf> leaves;
-  std::vector<int64_t> bloom_leaves;  // those of kind kLeafBloom, and their terms
-  std::vector<uint64_t> bloom_terms;
-  std::vector<Step> steps;
-  std::vector<int64_t> step_offsets{0};
-  int64_t stack_masks = 0;
-};
 
 // What one thread needs to evaluate a block.
 class Worker {
@@ -156,8 +44,7 @@ class Worker {
     for (size_t i = 0; i < batch_.leaves.size(); ++i) {
       evaluate_leaf(batch_.leaves[i], first, words, masks_.as<uint64_t>() + static_cast<int64_t>(i) * kBlockWords);
     }
-    const int64_t num_filters = static_cast<int64_t>(batch_.step_offsets.size()) - 1;
-    const Step* steps = batch_.steps.data();
+    const int64_t num_filters = batch_.num_filters();
     const bool whole = (first + kBlockWords) * 64 <= matrix_.num_items;
     uint64_t spare[kBlockWords];
     for (int64_t f = 0; f < num_filters; ++f) {
@@ -166,8 +53,8 @@ class Worker {
         for (int64_t w = 0; w < words; w += 8) __builtin_prefetch(line + kAhead * num_words + w, 1);
         __builtin_prefetch(line + kAhead * num_words + words - 1, 1);
       }
-      kernels_.run_program(steps + batch_.step_offsets[f], steps + batch_.step_offsets[f + 1], masks_.as<uint64_t>(),
-                           stack_.as<uint64_t>(), whole ? line : spare);
+      kernels_.run_program(batch_.begin(f), batch_.end(f), masks_.as<uint64_t>(), stack_.as<uint64_t>(),
+                           whole ? line : spare);
       if (whole) continue;
       if (matrix_.num_items % 64) spare[words - 1] &= (uint64_t{1} << matrix_.num_items % 64) - 1;
       std::copy_n(spare, words, line);
@@ -219,34 +106,49 @@ class Worker {
   std::vector<uint32_t> rows_;
 };
 
+// Every word of every filter.
+void match_all(const Matrix& matrix, const Batch& batch, uint64_t* out, int threads) {
+  std::vector<Worker> workers;
+  workers.reserve(static_cast<size_t>(threads));
+  for (int t = 0; t < threads; ++t) workers.emplace_back(matrix, batch);
+  parallel_for(matrix.num_blocks(), threads,
+               [&](int64_t block, int thread) { workers[static_cast<size_t>(thread)].run(block, out); });
+}
+
+// The words `places` [count], ascending, of every filter.
+void match_places(const Matrix& matrix, const Batch& batch, const int64_t* places, int64_t count, uint64_t* out,
+                  int threads) {
+  std::vector<Pieces> pieces;
+  pieces.reserve(static_cast<size_t>(threads));
+  for (int t = 0; t < threads; ++t) pieces.emplace_back(matrix, batch);
+  parallel_for((count + kBlockWords - 1) / kBlockWords, threads, [&](int64_t part, int thread) {
+    const int64_t first = part * kBlockWords, words = std::min(kBlockWords, count - first);
+    Pieces& piece = pieces[static_cast<size_t>(thread)];
+    piece.start(places + first, words);
+    for (int64_t f = 0; f < batch.num_filters(); ++f) {
+      uint64_t* line = out + f * count + first;
+      for (int64_t w = 0; w < words && f + kAhead < batch.num_filters(); w += 8)
+        __builtin_prefetch(line + kAhead * count + w, 1);
+      std::copy_n(piece.run(f), words, line);
+    }
+  });
+}
+
 }  // namespace
 }  // namespace stcli
 
-// Returns 0, or 1 if memory ran out.
+// With `places` null all words; returns 0, or 1 if memory ran out.
 extern "C" int stcli_filter_match(const uint64_t* own, const uint64_t* bloom, const int64_t* bloom_offsets,
                                   int64_t num_hashes, int64_t num_items, const int64_t* leaves, int64_t num_leaves,
-                                  const int32_t* ops, const int64_t* op_offsets, int64_t num_filters, uint64_t* out,
-                                  int64_t num_threads) try {
+                                  const int32_t* ops, const int64_t* op_offsets, int64_t num_filters,
+                                  const int64_t* places, int64_t num_places, uint64_t* out, int64_t num_threads) try {
   using namespace stcli;
   const Matrix matrix{own, bloom, bloom_offsets, num_hashes, num_items};
-  Batch batch;
-  for (int64_t i = 0; i < num_leaves; ++i) {
-    const int64_t* line = leaves + 4 * i;
-    batch.leaves.push_back({line[0], line[1], line[2], line[3]});
-    if (line[0] != kLeafBloom) continue;
-    batch.bloom_leaves.push_back(i);
-    batch.bloom_terms.push_back(static_cast<uint64_t>(line[1]));
-  }
-  for (int64_t f = 0; f < num_filters; ++f) {
-    const int64_t below = append_steps(ops + op_offsets[f], ops + op_offsets[f + 1], batch.steps);
-    batch.stack_masks = std::max(batch.stack_masks, below);
-    batch.step_offsets.push_back(static_cast<int64_t>(batch.steps.size()));
-  }
-  std::vector<Worker> workers;
-  workers.reserve(static_cast<size_t>(num_threads));
-  for (int64_t t = 0; t < num_threads; ++t) workers.emplace_back(matrix, batch);
-  parallel_for(matrix.num_blocks(), static_cast<int>(num_threads),
-               [&](int64_t block, int thread) { workers[static_cast<size_t>(thread)].run(block, out); });
+  const Batch batch(leaves, num_leaves, ops, op_offsets, num_filters);
+  if (places)
+    match_places(matrix, batch, places, num_places, out, static_cast<int>(num_threads));
+  else
+    match_all(matrix, batch, out, static_cast<int>(num_threads));
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;

@@ -54,23 +54,30 @@ class Scan {
     }
   }
 
+  // Where the words of some queries on a cluster begin among all_.span_words, -1 for queries that have none, and the word
+  // of the first row of the cluster.
+  struct Spans {
+    const int64_t* starts;
+    int64_t first_word;
+  };
+
   // Offers the rows begin … end - 1, at most block_rows, to the queries. `prune` may leave out tiles; then the rows are
   // whole tiles of clusters, the first of which is `first_cluster`.
   void block(int64_t begin, int64_t end, const uint32_t* queries, int64_t count, const Prune* prune = nullptr,
-             int64_t first_cluster = 0) {
+             int64_t first_cluster = 0, const Spans* spans = nullptr) {
     if (!count) return;
     dense_.clear();
     Prefetch next(all_.codes + end * dim_, std::min(all_.num_rows - end, end - begin) * dim_, count);
     for (int64_t i = 0, same; i < count; i += same) {
-      const ActiveQuery& query = active_[queries[i]];
+      const ActiveQuery query = at(queries, i, spans);
       for (same = 0; i + same < count && active_[queries[i + same]].list == query.list; ++same) {
         if (i + same + 2 * AHEAD < count) __builtin_prefetch(&active_[queries[i + same + 2 * AHEAD]]);
-        if (i + same + AHEAD < count) prefetch(active_[queries[i + same + AHEAD]], begin, end);
+        if (i + same + AHEAD < count) prefetch(at(queries, i + same + AHEAD, spans), begin, end);
       }
       const int64_t rows = query.words ? count_bits(isa_, query.words, begin, end) : end - begin;
       for (int64_t j = 0; j < same; ++j) seen_[active_[queries[i + j]].number] += rows;
       if (rows * LISTED_SHARE >= end - begin) {
-        for (int64_t j = 0; j < same; ++j) dense_.push_back(active_[queries[i + j]]);
+        for (int64_t j = 0; j < same; ++j) dense_.push_back(at(queries, i + j, spans));
       } else if (rows) {
         next.step();
         list_bits(isa_, query.words, begin, end, listed_.data());
@@ -129,6 +136,14 @@ class Scan {
     const int8_t *place, *end;
     const int64_t stride;
   };
+
+  // Query i of a list, with the words that hold for it here.
+  ActiveQuery at(const uint32_t* queries, int64_t i, const Spans* spans) const {
+    ActiveQuery query = active_[queries[i]];
+    if (spans && !query.words && spans->starts[i] >= 0)
+      query.words = all_.span_words + (spans->starts[i] - spans->first_word);
+    return query;
+  }
 
   void prefetch(const ActiveQuery& query, int64_t begin, int64_t end) const {
     if (query.words)

@@ -23,9 +23,10 @@ constexpr int64_t NUM_SEEDS = 2;
 inline void scan_inverted(const SearchArguments& all, const Inverted& lists, Scan& scan) {
   for (int64_t cluster = 0; cluster < all.num_clusters; ++cluster) {
     const int64_t begin = lists.starts[cluster], probing = lists.starts[cluster + 1] - begin;
+    const Scan::Spans spans{lists.values.data() + begin, all.offsets[cluster] / 64};
     for (int64_t row = all.offsets[cluster]; probing && row < all.offsets[cluster + 1]; row += PROBE_BLOCK_ROWS)
-      scan.block(row, std::min(row + PROBE_BLOCK_ROWS, all.offsets[cluster + 1]), lists.queries.data() + begin,
-                 probing);
+      scan.block(row, std::min(row + PROBE_BLOCK_ROWS, all.offsets[cluster + 1]), lists.queries.data() + begin, probing,
+                 nullptr, 0, all.span_starts ? &spans : nullptr);
   }
 }
 
@@ -40,12 +41,13 @@ inline void scan_probes(const SearchArguments& all, const int64_t* probes, int64
   parallel_for(parts, static_cast<int>(threads), [&](int64_t part, int) {
     const int64_t first = lists * part / parts * together, count = lists * (part + 1) / parts * together - first;
     const int64_t* lines = probes + first * num_probes;
+    const int64_t* spans = all.span_starts ? all.span_starts + first * num_probes : nullptr;
     Scan scan(all, first, count, PROBE_BLOCK_ROWS, together);
     // With filters the nearest clusters often hold too few admitted rows for a threshold; a list that is shared would
     // get the rows of a cluster twice.
-    const int64_t seeds = all.words || together > 1 ? 0 : std::min(NUM_SEEDS, num_probes);
-    if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters), scan);
-    scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters), scan);
+    const int64_t seeds = all.words || spans || together > 1 ? 0 : std::min(NUM_SEEDS, num_probes);
+    if (seeds) scan_inverted(all, invert(lines, count, num_probes, 0, seeds, all.num_clusters, spans), scan);
+    scan_inverted(all, invert(lines, count, num_probes, seeds, num_probes, all.num_clusters, spans), scan);
     scan.finish();
     if (seen) std::copy(scan.seen().begin(), scan.seen().end(), seen + first);
   });

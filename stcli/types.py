@@ -239,6 +239,23 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Spans:
+    """Words of filters on the clusters that their queries probe.
+
+    The words of a pair (query, cluster) are those of the rows `offsets[c] // 64 * 64` on, as in the words of all rows;
+    the first and the last may hold rows of the neighbours too.
+
+    Attributes:
+        words: int64 [S + 1]; the last one belongs to no pair, so that the word after those of a pair may be read.
+        starts: int64 [B, P], the first word of each pair; -1 where the query has no filter, the slot is unused or the
+            cluster is empty.
+    """
+
+    words: torch.Tensor
+    starts: torch.Tensor
+
+
+@dataclass(frozen=True)
 class TermProgram:
     """The distinct filters of a batch over exact terms, for verification.
 

@@ -52,3 +52,15 @@ class Shapes:
 def describe(tensor: torch.Tensor) -> str:
     """`float32 [3, 4] on cpu`, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} on {tensor.device}"
+
+
+def check_range(name: str, numbers: torch.Tensor, end: int) -> None:
+    """Fail unless all numbers are in -1 … end - 1.
+
+    Raises:
+        TensorError: naming the smallest and the largest number.
+    """
+    if numbers.numel():
+        low, high = (int(number) for number in torch.aminmax(numbers))
+        if low < -1 or high >= end:
+            raise TensorError(f"{name}: numbers in -1 … {end - 1} expected, got {low} … {high}")

@@ -7,7 +7,7 @@ import torch
 from stcli.errors import TensorError
 from stcli.ops import cuda, dispatch, native
 from stcli.ops.bloom_hash import bloom_positions
-from stcli.ops.checks import Shapes, describe
+from stcli.ops.checks import Shapes, check_range, describe
 from stcli.ops.stack_programs import check_programs, run_programs
 from stcli.types import (
     BLOCK_ROWS,
@@ -23,7 +23,12 @@ from stcli.types import (
 
 
 def filter_match(
-    matrix: BitMatrix, program: Program, *, out: torch.Tensor | None = None, backend: str = "auto"
+    matrix: BitMatrix,
+    program: Program,
+    *,
+    places: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Give the admitted items of each filter, as words.
 
@@ -36,28 +41,45 @@ def filter_match(
     Args:
         matrix: `BitMatrix` of N items.
         program: `Program` with F filters over L leaves; `LEAF_LESS` and `LEAF_EQUAL` have 0 … 62 bits.
-        out: int64 [F, W], contiguous, to be overwritten; allocated if None.
+        places: int64 [S], the only words to evaluate, each in 0 … W-1, ascending; None for all.
+        out: int64 [F, W or S], contiguous, to be overwritten; allocated if None.
         backend: see `ops/dispatch.py`.
 
     Returns:
-        int64 words [F, W] with W = ceil(N / 64); bits >= N are zero, under NOT too.
+        int64 words [F, W] with W = ceil(N / 64), or [F, S]; bits >= N are zero, under NOT too.
 
     Raises:
         TensorError: a tensor has another dtype, shape or device than stated, or the program is not whole.
     """
-    form = dispatch.resolve(backend, matrix.own, kernel=program.max_depth <= _MOST_DEPTH)
-    num_words, num_filters = _check(matrix, program, dispatch.reads_values(form, matrix.own))
+    form = dispatch.resolve(backend, matrix.own, kernel=places is None and program.max_depth <= _MOST_DEPTH)
+    values = dispatch.reads_values(form, matrix.own)
+    num_words = check_program(matrix, program, values=values)
+    if places is not None:
+        num_words = _check_places(places, num_words, values)
+    num_filters = len(program.op_offsets) - 1
     if out is None:
         out = torch.empty(num_filters, num_words, dtype=torch.int64, device=matrix.own.device)
     elif out.shape != (num_filters, num_words) or out.dtype != torch.int64 or not out.is_contiguous():
-        raise TensorError(f"out: contiguous int64 [F={num_filters}, W={num_words}] expected, got {describe(out)}")
-    if num_filters and num_words:
-        {"torch": _torch, "native": _native, "cuda": _cuda}[form](matrix, program, out)
+        raise TensorError(f"out: contiguous int64 [F={num_filters}, {num_words}] expected, got {describe(out)}")
+    if not num_filters or not num_words:
+        return out
+    if form == "native":
+        native.call(
+            "stcli_filter_match", *native_program(matrix, program), places, num_words, out, native.num_threads()
+        )
+    elif form == "cuda":
+        _cuda(matrix, program, out)
+    else:
+        _torch(matrix, program, places, out)
     return out
 
 
-def _check(matrix: BitMatrix, program: Program, values: bool) -> tuple[int, int]:
-    """W and F, once everything has been found in order."""
+def check_program(matrix: BitMatrix, program: Program, *, values: bool) -> int:
+    """W, once a matrix and a program for it have been found in order, with `values` what they hold too.
+
+    Raises:
+        TensorError: as `filter_match`.
+    """
     shapes = Shapes()
     shapes.check("matrix.own", matrix.own, torch.int64, "R W")
     shapes.check("matrix.bloom", matrix.bloom, torch.int64, f"H {BLOCK_WORDS}")
@@ -75,7 +97,16 @@ def _check(matrix: BitMatrix, program: Program, values: bool) -> tuple[int, int]
         raise TensorError(f"matrix.num_hashes: 1 or more expected, got {matrix.num_hashes}")
     if values:
         _check_values(matrix, program)
-    return num_words, len(program.op_offsets) - 1
+    return num_words
+
+
+def _check_places(places: torch.Tensor, num_words: int, values: bool) -> int:
+    Shapes().check("places", places, torch.int64, "S")
+    if values and len(places):
+        check_range("places", places, num_words)
+        if bool((places.diff() <= 0).any()) or int(places[0]) < 0:
+            raise TensorError("places: ascending word numbers expected")
+    return len(places)
 
 
 def _check_values(matrix: BitMatrix, program: Program) -> None:
@@ -104,21 +135,27 @@ def _check_values(matrix: BitMatrix, program: Program) -> None:
 _GROUP_WORDS = 1 << 22
 
 
-def _torch(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
-    num_filters, num_words = out.shape
+def _torch(matrix: BitMatrix, program: Program, places: torch.Tensor | None, out: torch.Tensor) -> None:
+    num_filters, num_words = len(out), matrix.own.shape[1]
     lines_per_block = len(program.leaves) + num_filters * (program.max_depth + 2)
     group = max(1, _GROUP_WORDS // (lines_per_block * BLOCK_WORDS)) * BLOCK_WORDS
     filters = torch.arange(num_filters, device=out.device)
     for first in range(0, num_words, group):
-        every_item = _every_item(matrix, first, min(first + group, num_words))
+        end = min(first + group, num_words)
+        wanted = slice(first, end)
+        if places is not None:
+            wanted = slice(*torch.searchsorted(places, torch.tensor([first, end], device=places.device)).tolist())
+            if wanted.start == wanted.stop:
+                continue
+        every_item = _every_item(matrix, first, end)
         masks = _leaf_masks(matrix, program.leaves, every_item, first)
         stack = masks.new_empty(program.max_depth, num_filters, len(every_item))
 
         def leaf_values(_: torch.Tensor, leaves: torch.Tensor, masks: torch.Tensor = masks) -> torch.Tensor:
             return masks[leaves]
 
-        result = run_programs(program.ops, program.op_offsets, filters, stack, leaf_values)
-        torch.bitwise_and(result, every_item, out=out[:, first : first + len(every_item)])
+        result = run_programs(program.ops, program.op_offsets, filters, stack, leaf_values) & every_item
+        out[:, wanted] = result if places is None else result[:, places[wanted] - first]
 
 
 def _every_item(matrix: BitMatrix, first: int, end: int) -> torch.Tensor:
@@ -175,9 +212,9 @@ def _bloom_masks(matrix: BitMatrix, terms: torch.Tensor, first: int, num_words: 
     return masks.flatten(1)[:, :num_words]
 
 
-def _native(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
-    native.call(
-        "stcli_filter_match",
+def native_program(matrix: BitMatrix, program: Program) -> list[torch.Tensor | int]:
+    """A matrix and a program as the native functions take them."""
+    return [
         matrix.own,
         matrix.bloom,
         matrix.bloom_offsets,
@@ -187,10 +224,8 @@ def _native(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
         len(program.leaves),
         program.ops,
         program.op_offsets,
-        len(out),
-        out,
-        native.num_threads(),
-    )
+        len(program.op_offsets) - 1,
+    ]
 
 
 # Bytes of the leaf masks of one group of words, which stay in the second-level cache of every GPU from sm_80 on.

@@ -131,8 +131,9 @@ def _quantized(vectors: Tensor, scale: float | None, pad_to: int) -> Quantized:
     return Quantized(codes, vectors.new_empty(rows, dtype=torch.float32))
 
 
-def _words(matrix: BitMatrix, program: Program) -> Tensor:
-    return matrix.own.new_empty(program.op_offsets.shape[0] - 1, matrix.own.shape[1])
+def _words(matrix: BitMatrix, program: Program, places: Tensor | None) -> Tensor:
+    num_words = matrix.own.shape[1] if places is None else places.shape[0]
+    return matrix.own.new_empty(program.op_offsets.shape[0] - 1, num_words)
 
 
 def _probes(queries: Quantized, num_probes: int, **_: Any) -> Tensor:

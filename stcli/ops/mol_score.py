@@ -7,9 +7,8 @@ from torch.nn import functional
 
 from stcli.errors import TensorError
 from stcli.ops import native
-from stcli.ops.checks import Shapes
+from stcli.ops.checks import Shapes, check_range
 from stcli.ops.dispatch import resolve
-from stcli.ops.scan import check_range
 from stcli.ops.tiles import TILE_ROWS, linear
 from stcli.types import MolCross, MolItems, MolQueries
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from stcli.ops import cuda, native
-from stcli.ops.checks import Shapes
+from stcli.ops.checks import Shapes, check_range
 from stcli.ops.dispatch import reads_values, resolve
-from stcli.ops.scan import check_range
 from stcli.types import Embeddings
 
 _LANES = 16

@@ -8,20 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from stcli.errors import InputError, TensorError
-from stcli.ops.checks import Shapes
+from stcli.ops.checks import Shapes, check_range
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import EMPTY_KEY, MAX_ROWS, best_keys, make_keys, split_keys
-from stcli.types import PAD_ROW, Candidates, Lines, Quantized, SearchIndex
+from stcli.types import PAD_ROW, Candidates, Lines, Quantized, SearchIndex, Spans
 
 _TILE_QUERIES = 512
 _TILE_ROWS = 4096
 
 Bounds = tuple[torch.Tensor, torch.Tensor]
-Tile = tuple[torch.Tensor, torch.Tensor]
+
+
+class Tile(NamedTuple):
+    """Some queries times some rows.
+
+    Attributes:
+        queries: int64 [q].
+        rows: int64 [r], ascending.
+        starts: int64 [q], where the words of each query on these rows begin in `Spans.words`, -1 for none; or None.
+    """
+
+    queries: torch.Tensor
+    rows: torch.Tensor
+    starts: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Scan:
     excluded: Lines | None
     bounds: Bounds | None
     floors: torch.Tensor | None = None
+    spans: Spans | None = None
 
     def check(self, *, values: bool = True) -> Shapes:
         """Check dtypes, shapes and, with `values`, ranges; returns the bound letters.
@@ -84,13 +99,14 @@ class Scan:
         return shapes
 
     def run(self, tiles: Iterable[Tile]) -> Candidates:
-        """Score the tiles (queries int64 [q], rows int64 [r]) and keep the best; no (query, row) pair comes twice."""
+        """Score the tiles and keep the best; no (query, row) pair comes twice."""
         shape = (len(self.queries.scales), self.k0)
         best = torch.full(shape, EMPTY_KEY, dtype=torch.int64, device=self.queries.codes.device)
         excluded = self._excluded_pairs()
-        for queries, rows in split_tiles(tiles):
+        for tile in split_tiles(tiles):
+            queries, rows = tile.queries, tile.rows
             keys = make_keys(self._scores(queries, rows), rows)
-            keys.masked_fill_(~self._allowed(queries, rows, excluded), EMPTY_KEY)
+            keys.masked_fill_(~self._allowed(tile, excluded), EMPTY_KEY)
             best[queries] = best_keys(torch.cat([best[queries], best_keys(keys, self.k0)], dim=1), self.k0)
         return split_keys(best)
 
@@ -110,12 +126,17 @@ class Scan:
             scores = scores + (norms * index.errors[rows] + errors * index.norms[rows])
         return scores
 
-    def _allowed(self, queries: torch.Tensor, rows: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
+    def _allowed(self, tile: Tile, excluded: torch.Tensor | None) -> torch.Tensor:
+        queries, rows, starts = tile
         allowed = torch.ones((len(queries), len(rows)), dtype=torch.bool, device=rows.device)
         if self.words is not None and len(self.words):
             filters = self.filter_of_query[queries, None]
             bits = (self.words[filters.clamp_min(0), rows >> 6] >> (rows & 63)) & 1
             allowed = (bits != 0) | (filters < 0)
+        if self.spans is not None and starts is not None:
+            open_ = (starts < 0) | (self.filter_of_query[queries] >= 0)
+            places = (starts.clamp(min=0)[:, None] + (rows >> 6) - (rows[:1] >> 6)) * ~open_[:, None]
+            allowed &= ((self.spans.words[places] >> (rows & 63)) & 1 != 0) | open_[:, None]
         if excluded is not None and len(excluded):
             pairs = queries[:, None] * len(self.index.scales) + rows
             places = torch.searchsorted(excluded, pairs).clamp_max(len(excluded) - 1)
@@ -137,11 +158,15 @@ class Scan:
 
 def split_tiles(tiles: Iterable[Tile]) -> Iterator[Tile]:
     """Cut large tiles, so that one takes some 100 MB at most; leave out empty ones."""
-    for queries, rows in tiles:
-        for row_part in rows.split(_TILE_ROWS):
-            for query_part in queries.split(_TILE_QUERIES):
-                if len(query_part) and len(row_part):
-                    yield query_part, row_part
+    for tile in tiles:
+        for place, rows in enumerate(tile.rows.split(_TILE_ROWS)):
+            starts = tile.starts
+            if starts is not None and place:
+                words = (rows[0] >> 6) - (tile.rows[0] >> 6)
+                starts = torch.where(starts < 0, starts, starts + words)
+            for queries in torch.arange(len(tile.queries), device=rows.device).split(_TILE_QUERIES):
+                if len(queries) and len(rows):
+                    yield Tile(tile.queries[queries], rows, None if starts is None else starts[queries])
 
 
 def check_lines(name: str, lines: Lines) -> None:
@@ -159,15 +184,3 @@ def check_lines(name: str, lines: Lines) -> None:
             f"{name}: lines within 0 … {len(lines.values)} (from values) expected, each beginning before it ends; "
             f"got {int(lines.begins.min())} … {int(lines.ends.max())}"
         )
-
-
-def check_range(name: str, numbers: torch.Tensor, end: int) -> None:
-    """Fail unless all numbers are in -1 … end - 1.
-
-    Raises:
-        TensorError: naming the smallest and the largest number.
-    """
-    if numbers.numel():
-        low, high = (int(number) for number in torch.aminmax(numbers))
-        if low < -1 or high >= end:
-            raise TensorError(f"{name}: numbers in -1 … {end - 1} expected, got {low} … {high}")

@@ -19,8 +19,8 @@ class _SearchArguments(ctypes.Structure):
         ("num_clusters", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("offsets", "centroid_codes", "centroid_scales", "words")),
         ("num_words", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("filter_of_query", "excluded_rows", "excluded_begins", "excluded_ends")),
-        ("floors", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("filter_of_query", "span_words", "span_starts")),
+        *((name, ctypes.c_void_p) for name in ("excluded_rows", "excluded_begins", "excluded_ends", "floors")),
         ("k0", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("found_rows", "found_scores")),
         ("num_threads", ctypes.c_int64),
@@ -60,6 +60,8 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int, lists: int 
         tensors["floors"] = scan.floors
     if scan.words is not None and scan.words.numel():
         tensors |= {"words": scan.words, "filter_of_query": scan.filter_of_query}
+    if scan.spans is not None:
+        tensors |= {"span_words": scan.spans.words, "span_starts": scan.spans.starts}
     if scan.excluded is not None and len(scan.excluded.values):
         lines = scan.excluded
         tensors |= {"excluded_rows": lines.values, "excluded_begins": lines.begins, "excluded_ends": lines.ends}
@@ -70,7 +72,7 @@ def run_native(scan: Scan, function: str, *more: torch.Tensor | int, lists: int 
         num_rows=len(index.scales),
         dim=index.codes.shape[1],
         num_clusters=len(index.clusters.offsets) - 1,
-        num_words=0 if scan.words is None else scan.words.shape[1],
+        num_words=-(-len(index.scales) // 64),
         k0=scan.k0,
         num_threads=native.num_threads(),
         **{name: tensor.data_ptr() for name, tensor in contiguous.items()},

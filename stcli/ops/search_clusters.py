@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from stcli.ops.checks import check_range
 from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.rounds import rounds_over_probes
-from stcli.ops.scan import Bounds, Scan, Tile, check_range
+from stcli.ops.scan import Bounds, Scan, Tile
 from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
 from stcli.ops.scan_native import run_native
-from stcli.types import Candidates, Lines, Quantized, SearchIndex
+from stcli.types import Candidates, Lines, Quantized, SearchIndex, Spans
 
 
 def search_clusters(
@@ -22,6 +23,7 @@ def search_clusters(
     filter_of_query: torch.Tensor,
     *,
     k0: int,
+    spans: Spans | None = None,
     excluded: Lines | None = None,
     bounds: Bounds | None = None,
     backend: str = "auto",
@@ -40,6 +42,7 @@ def search_clusters(
         words: int64 [F, W], the admitted rows of each distinct filter; None if no query has one.
         filter_of_query: int64 [B], line of `words`, or -1 for a query without a filter.
         k0: candidates kept for each query.
+        spans: from `filter_probes` for these probes, for queries without a line of `words`; None for none.
         excluded: rows never returned: line b has the rows of query b, in any order, perhaps repeated; numbers that are
             no row, as -1, are ignored. None for none.
         bounds: (query_norms float32 [B], query_errors float32 [B]), at least the norm of code * scale plus its error,
@@ -53,27 +56,34 @@ def search_clusters(
         TensorError: a tensor has another dtype, shape or range than stated.
         InputError: k0 is below 1.
     """
-    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds)
-    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
-    scan.check(values=reads_values(form, queries.codes)).check("probes", probes, torch.int64, "B P")
+    scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, spans=spans)
+    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES and spans is None)
+    shapes = scan.check(values=reads_values(form, queries.codes))
+    shapes.check("probes", probes, torch.int64, "B P")
+    if spans is not None:
+        shapes.check("spans.words", spans.words, torch.int64, "S")
+        shapes.check("spans.starts", spans.starts, torch.int64, "B P")
     if reads_values(form, queries.codes):
         check_range("probes", probes, len(index.clusters.offsets) - 1)
     if form == "cuda":
         return _cuda(scan, probes)
     if form == "native":
         return run_native(scan, "search_clusters", probes, probes.shape[1])
-    return scan.run(_tiles(probes, index.clusters.offsets))
+    return scan.run(_tiles(probes, index.clusters.offsets, None if spans is None else spans.starts))
 
 
-def _tiles(probes: torch.Tensor, offsets: torch.Tensor) -> Iterator[Tile]:
+def _tiles(probes: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor | None = None) -> Iterator[Tile]:
     """For each cluster that is probed at all: its queries, its rows."""
     clusters, slots = torch.sort(probes.flatten(), stable=True)
     queries = slots // max(probes.shape[1], 1)
     probed, counts = torch.unique_consecutive(clusters, return_counts=True)
     spans = torch.stack([offsets[probed.clamp_min(0)], offsets[probed.clamp_min(0) + 1]], dim=1).tolist()
-    for cluster, (first, end), part in zip(probed.tolist(), spans, queries.split(counts.tolist()), strict=True):
+    own = slots if starts is None else starts.flatten()[slots]
+    parts = zip(queries.split(counts.tolist()), own.split(counts.tolist()), strict=True)
+    for cluster, (first, end), (part, begin) in zip(probed.tolist(), spans, parts, strict=True):
         if cluster >= 0:
-            yield part, torch.arange(first, end, device=offsets.device)
+            rows = torch.arange(first, end, device=offsets.device)
+            yield Tile(part, rows, None if starts is None else begin)
 
 
 def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from stcli.errors import TensorError
+from stcli.ops.checks import check_range
 from stcli.ops.count_bits import popcount
 from stcli.ops.dispatch import resolve
 from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys, split_keys
 from stcli.ops.merge_lists import merge_lists
-from stcli.ops.scan import Scan, check_range
+from stcli.ops.scan import Scan
 from stcli.ops.scan_native import run_native
 from stcli.ops.search_clusters import search_clusters
 from stcli.types import Candidates, Lines, Quantized, SearchIndex

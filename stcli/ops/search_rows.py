@@ -76,8 +76,8 @@ def _tiles(words: torch.Tensor | None, filter_of_query: torch.Tensor, num_rows: 
         if len(admitted) * _FEW < num_rows:
             mine = filter_of_query == number
             scanned &= ~mine
-            yield mine.nonzero()[:, 0], places[admitted[:, 0], 0] * 64 + admitted[:, 1]
-    yield scanned.nonzero()[:, 0], torch.arange(num_rows, device=device)
+            yield Tile(mine.nonzero()[:, 0], places[admitted[:, 0], 0] * 64 + admitted[:, 1])
+    yield Tile(scanned.nonzero()[:, 0], torch.arange(num_rows, device=device))
 
 
 def _cuda(scan: Scan) -> Candidates:

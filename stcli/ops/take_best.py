@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from stcli.ops import native
-from stcli.ops.checks import Shapes
+from stcli.ops.checks import Shapes, check_range
 from stcli.ops.dispatch import resolve
 from stcli.ops.keys import EMPTY_KEY, make_keys
-from stcli.ops.scan import check_range
 from stcli.types import PAD_ROW, Candidates
 
 

@@ -47,6 +47,29 @@ def test_worked_example(form):
     assert filter_match(small_matrix([[0b011], [0b110]], 3), program, backend=form).tolist() == [[0b001]]
 
 
+@pytest.mark.parametrize("num_items", [65, 4097])
+@pytest.mark.parametrize("step", [1, 3, 40])
+def test_only_the_words_asked_for(form, num_items, step):
+    matrix, program, expected = edge_case(num_items)
+    places = torch.arange(0, matrix.own.shape[1], step)
+    if step == 3:
+        places = torch.cat([places, torch.tensor([matrix.own.shape[1] - 1])]).unique()  # the last, partial word
+    found = filter_match(matrix, program, places=places, backend=form)
+    assert found.tolist() == [[line[place] for place in places.tolist()] for line in expected]
+
+
+def test_no_words_asked_for(form):
+    matrix, program, _ = edge_case(65)
+    assert filter_match(matrix, program, places=torch.zeros(0).long(), backend=form).shape[1] == 0
+
+
+@pytest.mark.parametrize("places", [[1, 0], [0, 0], [-1], [2]])
+def test_places_out_of_order_or_range_are_refused(places):
+    matrix, program, _ = edge_case(65)
+    with pytest.raises(TensorError, match="places: "):
+        filter_match(matrix, program, places=torch.tensor(places))
+
+
 @functools.cache
 def edge_case(num_items):
     rng = random.Random(num_items)

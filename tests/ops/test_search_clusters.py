@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from stcli.errors import InputError, TensorError
 from stcli.ops.search_clusters import search_clusters
-from stcli.types import Clusters, Lines, Quantized, SearchIndex
+from stcli.types import Clusters, Lines, Quantized, SearchIndex, Spans
 from tests.ops.search_cases import NAMED, Case, expected, make_case, named_case
 
 
@@ -20,6 +22,32 @@ def test_equals_the_loop(name, form):
     rows, scores = expected(name, every_cluster=False)
     assert found.rows.dtype == torch.int64
     assert found.scores.dtype == torch.float32
+    assert found.rows.tolist() == rows
+    assert found.scores.tolist() == scores
+
+
+def spans_of(case: Case, mine: torch.Tensor) -> Spans:
+    """The words of a case cut out for each pair of a query, bool [B], and a cluster that it probes."""
+    starts, words = torch.full_like(case.probes, -1), []
+    for query, line in enumerate(case.probes.tolist()):
+        for slot, cluster in enumerate(line):
+            begin, end = case.index.clusters.offsets[cluster : cluster + 2].tolist() if cluster >= 0 else (0, 0)
+            if begin < end and mine[query]:
+                starts[query, slot] = len(words)
+                words += case.words[case.filter_of_query[query], begin // 64 : -(-end // 64)].tolist()
+    return Spans(torch.tensor([*words, 0]), starts)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if NAMED[name].get("filters")])
+@pytest.mark.parametrize("some", [False, True])
+def test_words_of_the_probed_clusters_are_enough(name, some, form):
+    case = named_case(name)
+    mine, whole = case.filter_of_query >= 0, None
+    if some:  # the others keep their lines of whole words
+        mine, whole = mine & (torch.arange(len(mine)) % 3 > 0), case.words
+    given = replace(case, words=whole, filter_of_query=case.filter_of_query.masked_fill(mine, -1))
+    found = search(given, form, spans=spans_of(case, mine))
+    rows, scores = expected(name, every_cluster=False)
     assert found.rows.tolist() == rows
     assert found.scores.tolist() == scores
 
