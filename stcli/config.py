@@ -217,6 +217,7 @@ class RetrieveConfig:
     min_recall: float | None = None
     max_short_fraction: float | None = None
     verify: str = "auto"
+    filter_scope: str = "auto"
     min_score: float | None = None
     limit: int | None = None
     explode: bool = False
@@ -259,6 +260,7 @@ class RetrieveConfig:
         one_of("--bad-rows", self.bad_rows, ("fail", "quarantine"))
         one_of("--score-dtype", self.score_dtype, ("float32", "float16", "none"))
         one_of("--verify", self.verify, ("auto", "on", "off"))
+        one_of("--filter-scope", self.filter_scope, ("auto", "probed", "all"))
         if self.candidates_column is not None and (self.audit is not None or self.min_recall is not None):
             raise InputError("--candidates-column searches nothing, so there is no recall to --audit; leave one out")
         if self.query_item_column is not None and self.task_embeddings is not None:

@@ -153,7 +153,8 @@ def retrieve(
         str | None, opt.option("--item-columns", "Kept item columns given for each result.", show_default=False)
     ] = None,
     explain: Annotated[
-        bool, opt.option("--explain", "Add how each query was searched: route, probes, admitted, items_scored.")
+        bool,
+        opt.option("--explain", "Add how each query was searched: route, probes, estimated, admitted, items_scored."),
     ] = False,
     explode: Annotated[
         bool, opt.option("--explode", "One row for each result instead of one for each query; NULL item without any.")
@@ -164,6 +165,14 @@ def retrieve(
             "--verify",
             "on: check candidates by their exact terms; off: ineligible ones may appear; "
             "auto: on, but off for the paper's preset.",
+        ),
+    ] = "auto",
+    filter_scope: Annotated[
+        str,
+        opt.option(
+            "--filter-scope",
+            "Where filters are evaluated: all items; probed: the clusters that a query looks into; auto: what costs "
+            "less. Results are the same.",
         ),
     ] = "auto",
     min_score: Annotated[
@@ -271,6 +280,7 @@ def retrieve(
         explain=explain,
         explode=explode,
         verify=verify,
+        filter_scope=filter_scope,
         min_score=min_score,
         score_dtype=score_dtype,
         limit=limit,

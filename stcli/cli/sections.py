@@ -28,7 +28,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "retrieve": {
         "Input": f"{INPUT} --limit --task-embeddings --candidates-column --query-item-column --allow-model-code",
-        "Filter": "--filter-column --filter --exclude-column --exclude-items --only-items --item-id-column --verify",
+        "Filter": "--filter-column --filter --exclude-column --exclude-items --only-items --item-id-column --verify "
+        "--filter-scope",
         "Search": "--k --k-column --target-recall --probes --exact --calibration --rescore --seed",
         "Scoring": "--overarch --value-model --value-model-column --combine --max-per --distinct-by --min-score",
         "Output": "--output --columns --item-columns --score-dtype --explain --explode --part-rows"

@@ -96,15 +96,16 @@ class FilterBatch:
         while start < len(filters):
             distinct = ((before[start:] < start) & (filters[start:] >= 0)).cumsum(0)
             count = int((distinct <= most).sum())
-            yield count, self._part(filters[start : start + count])
+            yield count, self.only(filters[start : start + count])
             start += count
 
     def slice(self, start: int, stop: int) -> FilterBatch:
         """The filters of queries `start … stop - 1`; their `unknown_values` are 0 unless these are all."""
         part = self.filter_of_query[start:stop]
-        return self if len(part) == len(self.filter_of_query) else self._part(part)
+        return self if len(part) == len(self.filter_of_query) else self.only(part)
 
-    def _part(self, filter_of_query: torch.Tensor) -> FilterBatch:
+    def only(self, filter_of_query: torch.Tensor) -> FilterBatch:
+        """The filters of some queries, int64 [b], and no others; their `unknown_values` are 0."""
         used, number = filter_of_query.unique(return_inverse=True)
         unfiltered = int((used < 0).sum())
         used = used[unfiltered:]

@@ -11,6 +11,7 @@ import torch
 from stcli.model.planner import PROBE, SearchOptions
 from stcli.model.results import Results
 from stcli.model.retriever import Retriever
+from stcli.model.tiles import evaluates_everywhere
 from stcli.ops import native
 from stcli.types import pad_dim
 
@@ -79,8 +80,9 @@ def stage_work(model: Retriever, results: Results, options: SearchOptions, filte
         "choose_probes": {"multiply_adds": float(int(probed.sum()) * model.num_clusters * width)},
         "search_clusters": {"multiply_adds": float(int(results.work[probed].sum()) * width)},
         "search_rows": {"multiply_adds": float(int(results.work[~probed].sum()) * width)},
-        "filter_match": {"bytes": float(filters * 8 * ((model.num_items + 63) // 64))},
     }
+    if evaluates_everywhere(model, options):
+        work["filter_match"] = {"bytes": float(filters * 8 * model.num_words)}
     packed = model.embeddings
     if packed is not None:
         row = packed.values.shape[1] * packed.values.element_size()

@@ -12,6 +12,7 @@ import numpy as np
 
 from stcli import __version__
 from stcli.filters.exact import Truth
+from stcli.filters.source import GivenFilters
 from stcli.measure.ceilings import shares, stage_work
 from stcli.measure.clock import PLANNING
 from stcli.measure.machine import describe_machine, versions
@@ -29,9 +30,10 @@ from stcli.measure.metrics import (
 )
 from stcli.measure.relevance import listed_recall, relevance
 from stcli.measure.verdict import checks, verdict
+from stcli.model.calibrate import count_admitted
 from stcli.ops import native
 
-FILTER_STAGES = (PLANNING, "filter_match", "count_bits", "verify_terms")
+FILTER_STAGES = (PLANNING, "filter_match", "filter_probes", "count_bits", "verify_terms")
 """Operations that only filters need."""
 
 ARTIFACT_KEYS = (
@@ -156,7 +158,7 @@ def _recall(recall: np.ndarray, bands: np.ndarray) -> dict[str, Any]:
 
 def _filter(found: Measurements, truth: Truth, filtered: np.ndarray) -> dict[str, Any]:
     """How well the bit matrix does: the items it admits that are not eligible, and queries it hides one from."""
-    admitted = found.arms[0].found.admitted.numpy()[filtered]
+    admitted = count_admitted(found.model, GivenFilters(found.model.planner, found.sample.filters))[0].numpy()[filtered]
     eligible = truth.eligible[filtered]
     rate = (admitted - eligible) / np.maximum(found.model.num_items - eligible, 1)
     return {

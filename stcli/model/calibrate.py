@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from stcli.filters.source import FilterSource
-from stcli.model.corpus import Corpus, Words, admitted_counts
+from stcli.model.admitted import admitted_counts
+from stcli.model.corpus import Corpus, Words
 from stcli.model.planner import BANDS, Calibration, SearchOptions, bands_of, default_candidates
 from stcli.model.tiles import search
 from stcli.ops.choose_probes import choose_probes
@@ -163,11 +164,18 @@ def mean_and_bound(recall: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def bands_of_queries(model: Corpus, filters: FilterSource, allowed: Words | None) -> torch.Tensor:
     """Band int64 [S] of each query by the items that its filter admits, on the CPU."""
-    parts = []
+    admitted, filtered = count_admitted(model, filters, allowed)
+    return bands_of(admitted, filtered, model.num_items)
+
+
+def count_admitted(
+    model: Corpus, filters: FilterSource, allowed: Words | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items that the bit matrix admits for each query, int64 [S], and whether anything limits it, bool [S]."""
+    counts, filtered = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.bool)]
     step = min(FILTERS_AT_ONCE, model.filters_at_once)
     for start in range(0, len(filters), step):
         ((_, batch),) = model.batches(filters, start, min(start + step, len(filters)))
-        admitted = admitted_counts(model.admit(batch, allowed))
-        filtered = (batch[0].filter_of_query >= 0) | (allowed is not None)
-        parts.append(bands_of(admitted.cpu(), filtered, model.num_items))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+        counts.append(admitted_counts(model.admit(batch, allowed)).cpu())
+        filtered.append((batch[0].filter_of_query >= 0) | (allowed is not None))
+    return torch.cat(counts), torch.cat(filtered)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -19,13 +18,13 @@ from torch import nn
 from stcli.errors import InputError
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import FilterSource
+from stcli.model.admitted import Admitted
 from stcli.model.joined import JoinedIds, LivingLookup, interleave_ranks, open_segments
 from stcli.model.lookup import Ids, Lookup
 from stcli.model.overarch import OverArch, embeddings_at
 from stcli.model.placement import Spread
 from stcli.model.segment import Segment
 from stcli.model.tower import load_tower
-from stcli.ops.count_bits import count_bits
 from stcli.ops.rescore import rescore
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
@@ -41,42 +40,6 @@ TILE_QUERIES = 8192
 
 Words = tuple[torch.Tensor, ...]
 """A bit for every row: int64 words [W] for each segment."""
-
-
-@dataclass(frozen=True)
-class Admitted:
-    """What the filters of B queries admit of one segment.
-
-    Attributes:
-        filters: planned, on the CPU, for verification.
-        words: int64 [F, W] admitted rows of each line, or None if nothing is filtered.
-        line_of_query: int64 [B], line of `words`, or -1 for every row.
-        num_rows: N.
-    """
-
-    filters: FilterBatch
-    words: torch.Tensor | None
-    line_of_query: torch.Tensor
-    num_rows: int
-
-    def counts(self) -> torch.Tensor:
-        """Rows that each query may get; int64 [B]."""
-        every = torch.full_like(self.line_of_query, self.num_rows)
-        if self.words is None:
-            return every
-        return torch.where(self.line_of_query >= 0, count_bits(self.words)[self.line_of_query.clamp(min=0)], every)
-
-    def take(self, queries: torch.Tensor) -> Admitted:
-        """Some of the queries, int64 [b], perhaps repeated."""
-        here = queries.to(self.line_of_query.device)
-        filters = replace(self.filters, filter_of_query=self.filters.filter_of_query[queries.cpu()])
-        return replace(self, filters=filters, line_of_query=self.line_of_query[here])
-
-
-def admitted_counts(admitted: Sequence[Admitted]) -> torch.Tensor:
-    """Rows of all segments that each query may get; int64 [B] on the device of the first."""
-    home = admitted[0].line_of_query.device
-    return torch.stack([part.counts().to(home) for part in admitted]).sum(0)
 
 
 class Corpus(nn.Module):
@@ -286,20 +249,21 @@ class Corpus(nn.Module):
             yield count, tuple(batch if segment.planner is self.planner else next(own) for segment in self.segments)
             start += count
 
-    def admit(self, filters: Sequence[FilterBatch], allowed: Words | None = None) -> tuple[Admitted, ...]:
-        """Evaluate the filters of a tile on the bit matrix of each segment.
+    def admit(
+        self, filters: Sequence[FilterBatch], allowed: Words | None = None, everywhere: bool = True
+    ) -> tuple[Admitted, ...]:
+        """What the filters of a tile admit of each segment.
 
         Args:
             filters: of the same queries, for each segment.
             allowed: the only rows that any query may get, or None.
-
-        Returns:
-            What is admitted of each segment; its words are good until the next call.
+            everywhere: evaluate them at once for all rows; their words are good until the next call. Otherwise where
+                and when they are asked for.
         """
         most, found = min(self.filters_at_once, TILE_QUERIES), []
         for place, (segment, batch) in enumerate(zip(self.segments, filters, strict=True)):
-            words, lines = segment.admit(batch.to(segment.device), None if allowed is None else allowed[place], most)
-            found.append(Admitted(batch, words, lines, segment.num_rows))
+            made = Admitted.of(segment, batch, segment.barrier(None if allowed is None else allowed[place]), most)
+            found.append(made.everywhere() if everywhere else made)
         return tuple(found)
 
     def normalized(self, vectors: torch.Tensor) -> torch.Tensor:

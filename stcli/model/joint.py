@@ -39,7 +39,7 @@ class Answer:
     Attributes:
         requests: int64 [b] on the host, their numbers, ascending.
         scored: the results.
-        work, routes, probes, admitted: int64 [b] on the host, see `stcli.model.results.Results`.
+        work, routes, probes, admitted, estimates: int64 [b] on the host, see `stcli.model.results.Results`.
     """
 
     requests: torch.Tensor
@@ -48,6 +48,7 @@ class Answer:
     routes: torch.Tensor
     probes: torch.Tensor
     admitted: torch.Tensor
+    estimates: torch.Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[Answer]) -> Answer:
@@ -70,7 +71,7 @@ class Answer:
 
 
 _SCORED = ("rows", "scores", "ann", "tasks", "scored")
-_EFFORT = ("work", "routes", "probes", "admitted")
+_EFFORT = ("work", "routes", "probes", "admitted", "estimates")
 
 
 class JointSearch(Search):
@@ -78,7 +79,7 @@ class JointSearch(Search):
 
     Args:
         model: the packed items.
-        tile: queries, those of one request after another.
+        tile: queries, those of one request after another, their filters evaluated on all rows.
         options: how to search.
         together: T, queries of a request.
     """
@@ -127,7 +128,7 @@ class JointSearch(Search):
             work += run.index.clusters.offsets.diff().to(probes.device)[probes].sum(1)
         answer = Answer(
             requests, scored, work.view(count, -1).sum(1).cpu(), torch.full_like(requests, PROBE),
-            torch.full_like(requests, num_probes), self.admitted[first],
+            torch.full_like(requests, num_probes), self.admitted[first], self.estimates[first],
         )  # fmt: skip
         return answer if bool(stands.all()) else answer.take(torch.nonzero(stands)[:, 0]), requests[unsure]
 
@@ -167,11 +168,11 @@ class JointSearch(Search):
         """The k0 best candidates of requests, and the admitted rows that each query saw, int64 [b * T]."""
         parts: list[Requested] = []
         for run in self.runs:
-            lines, excluded = run.of(first)
+            words, lines = run.admitted.whole(first)
             here, there = moved((queries, probes), run.segment.device)
             parts.append(
                 search_requests(
-                    here, run.index, there, run.words, lines, k0=k0, excluded=excluded, backend=self.backend
+                    here, run.index, there, words, lines, k0=k0, excluded=run.barred(first), backend=self.backend
                 )
             )
         seen = torch.stack([part.seen.to(probes.device) for part in parts]).sum(0)

@@ -24,7 +24,8 @@ class Results:
         work: int64 [B], items scored by the int8 search.
         routes: int64 [B], `stcli.model.planner.ROUTES` number of the last search of each query.
         probes: int64 [B], clusters probed in it; 0 for a search of all admitted rows.
-        admitted: int64 [B], items that the bit matrix admits.
+        admitted: int64 [B], items that the bit matrix admits; an estimate where a query was searched without counting
+            them (never with `SearchOptions.count`).
         ids: of the artifact.
         ann_scores: float32 [B, K], the best search score of each result; None where candidates were given, and for
             plain queries, whose score it is.
@@ -32,6 +33,7 @@ class Results:
         tasks: the names of the tasks.
         missing: int64 [B], given candidates and query items that are no item; None if none were given.
         scored: int64 [B], candidates among which the results were chosen; None for plain queries.
+        estimates: int64 [B], what `admitted` was taken for before it was counted; None where candidates were given.
     """
 
     rows: torch.Tensor
@@ -47,6 +49,7 @@ class Results:
     tasks: tuple[str, ...] = ()
     missing: torch.Tensor | None = None
     scored: torch.Tensor | None = None
+    estimates: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -110,7 +113,7 @@ def concatenate(parts: list[Results], ids: Ids, k: int) -> Results:
         return Results(torch.zeros(0, k, dtype=torch.int64), torch.zeros(0, k), empty, empty, empty, empty, empty, ids)
     names = ("rows", "score_matrix", "counts", "work", "routes", "probes", "admitted")
     joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    for name in ("ann_scores", "task_matrix", "missing", "scored"):
+    for name in ("ann_scores", "task_matrix", "missing", "scored", "estimates"):
         if getattr(parts[0], name) is not None:
             joined[name] = torch.cat([getattr(part, name) for part in parts])
     return Results(**joined, ids=ids, tasks=parts[0].tasks)

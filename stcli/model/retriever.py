@@ -15,7 +15,7 @@ from stcli.filters.tree import Node
 from stcli.model.calibrate import calibrate
 from stcli.model.corpus import Corpus
 from stcli.model.eligibility import Excluded, distinct_rows, excluded_rows
-from stcli.model.planner import Calibration, SearchOptions, default_candidates
+from stcli.model.planner import FILTER_SCOPES, Calibration, SearchOptions, default_candidates
 from stcli.model.requests import Requests
 from stcli.model.results import Results, without
 from stcli.model.scoring import Scoring
@@ -42,6 +42,7 @@ class Retriever(Corpus):
         target_recall: float | None = 0.95,
         calibration: Calibration | None = None,
         candidates: int | None = None,
+        filter_scope: str = "auto",
         rank: Sequence[Sequence[Any] | None] | None = None,
         scoring: ScoringOptions | None = None,
         columns: Mapping[str, torch.Tensor | np.ndarray] | None = None,
@@ -59,6 +60,8 @@ class Retriever(Corpus):
                 these queries, and bands of 256 queries or fewer are answered exactly. None: a fixed share of clusters.
             calibration: measured before, by `stcli.model.calibrate`.
             candidates: K0, candidates re-scored from the packed embeddings.
+            filter_scope: where filters are evaluated: `all` items, the clusters `probed`, or what costs less; the
+                results are the same.
             rank: for each query, the item ids to rank by score instead of searching; those that are no items are
                 counted in `missing`, those that the filter or `exclude` rules out are left out.
             scoring: what happens after the search, from `stcli.scoring_options`.
@@ -85,7 +88,11 @@ class Retriever(Corpus):
             calibration = calibrate(self, users.flatten(0, 1), every, wanted, target_recall)
         if calibration is not None:
             calibration.check(self.fingerprint, wanted)
-        options = SearchOptions(k, candidates or default_candidates(k), probes, exact, calibration)
+        if filter_scope not in FILTER_SCOPES:
+            raise InputError(f"filter_scope {filter_scope!r}: expected one of {', '.join(FILTER_SCOPES)}")
+        options = SearchOptions(
+            k, candidates or default_candidates(k), probes, exact, calibration, filter_scope=filter_scope
+        )
         if rank is None and not needs_scoring(self, scoring, tasks):
             return self.search(users[:, 0], source, options, excluded)
         given, missing = self._given(rank, len(users))

@@ -28,7 +28,7 @@ from stcli.model.scorer import PAIRS, SCORED, Batch, Scored, Scorer
 from stcli.model.scoring_options import ScoringOptions, default_pool
 from stcli.model.search import SLOTS, Search, Tile
 from stcli.model.slots import in_order, put
-from stcli.model.tiles import make_tile
+from stcli.model.tiles import filters_at_once, make_tile
 from stcli.ops.merge_lists import merge_lists
 from stcli.types import PAD_ROW
 
@@ -65,6 +65,8 @@ class Scoring:
         self, model: Corpus, options: SearchOptions, scoring: ScoringOptions, tasks: tuple[str, ...] = ()
     ) -> None:
         self.model, self.options, self.scoring = model, options, scoring
+        if len(tasks) > 1:  # a filter of so many searches is evaluated once, on all rows
+            self.options = replace(options, filter_scope="all")
         self.k = options.k
         self.scorer = Scorer(model, options.k, scoring, tasks)
         self.tasks, self.rules = self.scorer.tasks, self.scorer.rules
@@ -85,7 +87,7 @@ class Scoring:
         while start < len(requests):
             stop = min(start + self._requests_at_once(requests), len(requests))
             ranked = requests.candidates is not None  # needs no words
-            most = None if ranked else self.model.filters_at_once
+            most = None if ranked else filters_at_once(self.model, self.options)
             for count, batch in self.model.batches(requests.filters, start, stop, most):
                 part = requests.slice(start, start + count)
                 parts.append(self._rank(part, batch) if ranked else self._retrieve(part, batch))
@@ -104,12 +106,14 @@ class Scoring:
         count, num_tasks, dim = requests.users.shape
         users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
-        tile = make_tile(model, users, filters, self.options.allowed, excluded, num_tasks)
+        tile = make_tile(model, users, filters, self.options, excluded, num_tasks)
         batch = Batch(requests, users.view(count, num_tasks, dim))
         best_dots = self.scoring.combine == "union" and not self.scorer.learned and self.rules is None
         answers = self._joint(tile, batch) if best_dots and num_tasks > 1 else [self._each(tile, batch)]
         answer = Answer.joined(answers)
-        return self._results(requests, answer.scored, answer.work, answer.routes, answer.probes, answer.admitted)
+        return self._results(
+            requests, answer.scored, answer.work, answer.routes, answer.probes, answer.admitted, answer.estimates
+        )
 
     def _joint(self, tile: Tile, batch: Batch) -> list[Answer]:
         """The best of all tasks by dot products: one search a request, or one a task where that falls short."""
@@ -135,10 +139,10 @@ class Scoring:
         scored = self.scorer.score(pool.rows, pool.scores, batch)
         if self.rules is not None:
             self._refill(scored, pool, tile, batch)
-        work, routes, probes, admitted = (
-            each.view(-1, num_tasks) for each in (found.work, found.routes, found.probes, found.admitted)
-        )
-        return Answer(which, scored, work.sum(1), routes.amax(1), probes.amax(1), admitted[:, 0])
+        assert found.estimates is not None
+        effort = (found.work, found.routes, found.probes, found.admitted, found.estimates)
+        work, routes, probes, admitted, estimates = (each.view(-1, num_tasks) for each in effort)
+        return Answer(which, scored, work.sum(1), routes.amax(1), probes.amax(1), admitted[:, 0], estimates[:, 0])
 
     def _pool(self, tile: Tile, num_tasks: int, k0: int) -> tuple[_Pool, Results]:
         """The k0 best of each task, united; for an intersection as many as it takes to have k."""
@@ -220,7 +224,7 @@ class Scoring:
         model, device = self.model, self.model.device
         bits, every = torch.arange(64, device=device), [words.to(device) for words in all_words(model)]
         opened = tuple(torch.empty(len(lines), len(words), dtype=torch.int64, device=device) for words in every)
-        for number, query in enumerate(lines.tolist()):
+        for number in range(len(lines)):
             barred = torch.zeros(model.segments[-1].end, dtype=torch.bool, device=device)
             barred[seen[number][seen[number] >= 0]] = True
             rows = taken[number][taken[number] >= 0]
@@ -230,8 +234,8 @@ class Scoring:
                 full[codes[(counts >= limit) & (codes >= 0)].long()] = True
                 barred |= full[groups]  # OWN_GROUP, -1, is the last place, never full
             for segment, admitted, whole, words in zip(model.segments, tile.admitted, every, opened, strict=True):
-                line = int(admitted.line_of_query[query])
-                base = whole if admitted.words is None or line < 0 else admitted.words[line].to(device)
+                own_words, own_lines = admitted.whole(lines[number : number + 1])
+                base = whole if own_words is None or own_lines[0] < 0 else own_words[own_lines[0]].to(device)
                 own = barred[segment.base : segment.end]
                 own = torch.nn.functional.pad(own, (0, 64 * segment.num_words - len(own)))
                 words[number] = base & ~(own.view(-1, 64).long() << bits).sum(1)
@@ -287,12 +291,12 @@ class Scoring:
 
     def _results(
         self, requests: Requests, scored: Scored, work: torch.Tensor, routes: torch.Tensor, probes: torch.Tensor,
-        admitted: torch.Tensor,
+        admitted: torch.Tensor, estimates: torch.Tensor | None = None,
     ) -> Results:  # fmt: skip
         return Results(
             scored.rows.cpu(), scored.scores.cpu(), (scored.rows >= 0).sum(1).cpu(), work, routes, probes, admitted,
             self.model.ids, None if scored.ann is None else scored.ann.cpu(), scored.tasks.cpu(), self.tasks,
-            requests.missing, scored.scored.cpu(),
+            requests.missing, scored.scored.cpu(), estimates,
         )  # fmt: skip
 
 

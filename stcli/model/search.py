@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stcli.model.corpus import Admitted, Corpus
-from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan
+from stcli.model.admitted import MARGIN, Admitted, count_lines, estimate
+from stcli.model.corpus import Corpus
+from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, settled, spans_pay
 from stcli.model.results import Results
 from stcli.model.segment import Segment
 from stcli.model.slots import best_of_runs
@@ -27,6 +28,9 @@ WIDEN_SLOTS = 4
 
 FLOOR_SLOTS = 4
 """Slots, in K0, of a search of all rows above a floor: enough for 98 % of the queries of Corpora R and H."""
+
+LEAST_QUERIES = 64
+"""Queries searched together, however many words their clusters have."""
 
 MOST_UNASKED_PROOF = 16
 """A search of all admitted rows is widened to so many times K0 to prove its results, or as far as it takes when the
@@ -52,7 +56,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile of queries with its filters evaluated.
+    """A tile of queries.
 
     Attributes:
         vectors: float32 [B, D] on the model's device.
@@ -97,10 +101,35 @@ class Search:
         self.k = min(options.k, model.num_items)
         self.bounded = model.bounded
         self.runs = [
-            _Run(segment, admitted, tile.excluded, options.verify, self.backend, self.vectors.device)
+            _Run(segment, admitted, tile.excluded, options.verify, self.backend)
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
-        self.admitted = torch.stack([run.counts.cpu() for run in self.runs]).sum(0)
+        self._count()
+
+    def _count(self) -> None:
+        """Count what the filters admit, or only estimate it where that tells how a query is going to be searched."""
+        model, tile, options = self.model, self.tile, self.options
+        # Which of the counts are estimates, bool [B]; these and the counts lie on the host.
+        self.guessed = torch.zeros_like(tile.filtered)
+        if tile.admitted[0].held or model.other_planners:
+            for run in self.runs:
+                run.counts = run.admitted.counts().cpu()
+            self.admitted = torch.stack([run.counts for run in self.runs]).sum(0)
+            self.estimates = self.admitted.clone()
+            return
+        each, deviation = (found.cpu() for found in estimate(tile.admitted))
+        middle, margin = each.sum(0), MARGIN * deviation
+        low, high = (middle - margin).clamp(min=0).long(), (middle + margin).ceil().long()
+        self.guessed = tile.admitted[0].filters.filter_of_query >= 0
+        plain = settled(options, low, high, tile.filtered, model.num_items, model.num_clusters) & (not options.count)
+        counted = torch.nonzero(self.guessed & ~plain)[:, 0]
+        for run, own in zip(self.runs, each, strict=True):
+            run.counts = own.round().long()
+            run.counts[counted] = run.admitted.count(counted).cpu()
+        self.guessed[counted] = False
+        self.estimates = middle.round().long()
+        exact = torch.stack([run.counts for run in self.runs]).sum(0)
+        self.admitted = torch.where(self.guessed, self.estimates, exact)
 
     def run(self) -> Results:
         """Search, and widen for queries that fell short, until each has min(k, eligible) results."""
@@ -139,7 +168,7 @@ class Search:
             pending = torch.cat(again) if again else pending[:0]
         return Results(
             rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes,
-            torch.where(routes == PROBE, probes, 0), self.admitted, model.ids,
+            torch.where(routes == PROBE, probes, 0), self.admitted, model.ids, estimates=self.estimates,
         )  # fmt: skip
 
     def _find_floors(self, routes: torch.Tensor, work: torch.Tensor) -> None:
@@ -167,11 +196,22 @@ class Search:
         )
 
     def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
-        """Search some queries once, in pieces that bound the candidate slots."""
-        parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(max(SLOTS // k0, 1))]
+        """Search some queries once, in pieces that bound the candidate slots and the words."""
+        most = min(max(SLOTS // k0, 1), self._words_at_once(route, num_probes))
+        parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(most)]
         return _Found(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "scores", "full", "bound"))
         )
+
+    def _words_at_once(self, route: int, num_probes: int) -> int:
+        """Queries whose words may be held at once."""
+        model = self.model
+        if self.tile.admitted[0].held:
+            return len(self.vectors)
+        if route == ROWS or not spans_pay(self.options.filter_scope, num_probes, model.num_words):
+            return model.filters_at_once
+        of_cluster = model.num_words // model.num_clusters + 2
+        return max(model.words_bytes // (8 * of_cluster * num_probes), LEAST_QUERIES)
 
     def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         queries, there = self._queries(which), self._there(which)
@@ -198,26 +238,31 @@ class Search:
         def search(run: _Run) -> Candidates:
             return run.search_rows(queries, which, k0, bounds, floors)
 
-        return self._merged(at_once(search, self.runs), k0)
+        found = self._merged(at_once(search, self.runs), k0)
+        self.admitted[which] = torch.stack([run.counts[which] for run in self.runs]).sum(0)
+        self.guessed[which] = False
+        return found
 
     def _search_clusters(
         self, queries: Quantized, which: torch.Tensor, num_probes: int, k0: int, work: torch.Tensor
     ) -> Candidates:
         """The best k0 of the admitted rows in the clusters nearest to each query."""
         probes, there = self._choose(queries, num_probes), self._there(which)
+        spans = spans_pay(self.options.filter_scope, num_probes, self.model.num_words)
+
+        def search(run: _Run) -> Candidates:
+            if run.segment.probed:
+                return run.search_clusters(queries, which, probes, k0, spans)
+            return run.search_rows(queries, which, k0, None, None)  # few rows in clusters of their own
+
+        found = self._merged(at_once(search, self.runs), k0)
         for run in self.runs:
             if run.segment.probed:
                 sizes = run.index.clusters.offsets.diff().to(probes.device)
                 work[there] += sizes[probes].sum(1)
             else:
-                work[there] += run.counts[there]
-
-        def search(run: _Run) -> Candidates:
-            if run.segment.probed:
-                return run.search_clusters(queries, which, probes, k0)
-            return run.search_rows(queries, which, k0, None, None)  # few rows in clusters of their own
-
-        return self._merged(at_once(search, self.runs), k0)
+                work[there] += self._there(run.counts[which])
+        return found
 
     def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
         """The best k0 of what each segment gave, in the rows of all."""
@@ -250,7 +295,7 @@ class Search:
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
         if route == PROBE:
-            return short & (counts < self._there(self.admitted[which]))
+            return short & ((counts < self._there(self.admitted[which])) | self._there(self.guessed[which]))
         if self.bounded:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates
@@ -277,7 +322,6 @@ class _Run:
         excluded: rows of all segments that each query must not get, or None.
         verify: check candidates by their exact terms.
         backend: see `ops/dispatch.py`.
-        home: device of the queries; the segment may be on another.
     """
 
     def __init__(
@@ -287,11 +331,10 @@ class _Run:
         excluded: Lines | None,
         verify: bool,
         backend: str,
-        home: torch.device,
     ) -> None:
         self.segment, self.admitted, self.backend = segment, admitted, backend
-        self.index, self.words, self.lines = segment.index, admitted.words, admitted.line_of_query
-        self.counts = admitted.counts().to(home)
+        self.index = segment.index
+        self.counts: torch.Tensor  # rows that each query may get, int64 [B] on the host, or estimates
         self._excluded = None if excluded is None else excluded.to(segment.device)
         if self._excluded is not None and segment.base:  # others are no row of it
             self._excluded = replace(self._excluded, values=self._excluded.values - segment.base)
@@ -311,24 +354,31 @@ class _Run:
     ) -> Candidates:
         """The best k0 of all admitted rows for some of the queries; see `ops/search_rows.py`."""
         queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
-        lines, excluded = self.of(which)
+        words, lines = self.admitted.whole(which)
+        if not self.admitted.held:
+            self.counts[which] = count_lines(words, lines, self.segment.num_rows).cpu()
         return search_rows(
-            queries, self.index, self.words, lines, k0=k0, excluded=excluded, bounds=bounds, floors=floors,
+            queries, self.index, words, lines, k0=k0, excluded=self.barred(which), bounds=bounds, floors=floors,
             backend=self.backend,
         )  # fmt: skip
 
-    def search_clusters(self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int) -> Candidates:
-        """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`."""
-        queries, probes = moved((queries, probes), self.segment.device)
-        lines, excluded = self.of(which)
-        return search_clusters(
-            queries, self.index, probes, self.words, lines, k0=k0, excluded=excluded, backend=self.backend
-        )
+    def search_clusters(
+        self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int, spans: bool
+    ) -> Candidates:
+        """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`.
 
-    def of(self, which: torch.Tensor) -> tuple[torch.Tensor, Lines | None]:
-        """The lines of some queries among the words, and the rows that they must not get."""
-        here = which.to(self.segment.device, non_blocking=True)
-        return self.lines[here], None if self._excluded is None else self._excluded.take(here)
+        `spans`: their filters are evaluated on these clusters alone, unless they have been on all rows.
+        """
+        queries, probes = moved((queries, probes), self.segment.device)
+        words, lines, spanned = self.admitted.probed(which, probes, spans)
+        return search_clusters(
+            queries, self.index, probes, words, lines, k0=k0, spans=spanned, excluded=self.barred(which),
+            backend=self.backend,
+        )  # fmt: skip
+
+    def barred(self, which: torch.Tensor) -> Lines | None:
+        """The rows that some queries must not get."""
+        return None if self._excluded is None else self._excluded.take(which.to(self.segment.device, non_blocking=True))
 
 
 def at_once(search: Callable[[_Run], Candidates], runs: Sequence[_Run]) -> list[Candidates]:

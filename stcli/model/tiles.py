@@ -7,10 +7,10 @@ import torch
 from stcli.errors import RunError
 from stcli.filters.program import FilterBatch
 from stcli.filters.source import FilterSource
-from stcli.model.corpus import Corpus, Words
+from stcli.model.corpus import Corpus
 from stcli.model.eligibility import Excluded
 from stcli.model.placement import LEAST_QUERIES
-from stcli.model.planner import SearchOptions
+from stcli.model.planner import LEAST_WORDS, SearchOptions
 from stcli.model.results import Results, concatenate
 from stcli.model.search import Search, Tile
 from stcli.types import Lines
@@ -34,7 +34,7 @@ def search(
     start = 0
     while start < len(vectors):
         stop = min(start + model.tile_queries, len(vectors))
-        for count, batch in model.batches(filters, start, stop, model.filters_at_once):
+        for count, batch in model.batches(filters, start, stop, filters_at_once(model, options)):
             here = slice(start, start + count)
             lines = excluded.rows.take(here) if excluded is not None else None
             try:
@@ -60,29 +60,42 @@ def search_tile(
     """Search the queries of one tile."""
     users = model.normalized(vectors.to(model.device))
     lines = excluded.to(model.device) if excluded is not None else None
-    return Search(model, make_tile(model, users, filters, options.allowed, lines), options).run()
+    return Search(model, make_tile(model, users, filters, options, lines), options).run()
+
+
+def evaluates_everywhere(model: Corpus, options: SearchOptions) -> bool:
+    """Whether the filters of a tile are evaluated at once for all rows, or where and when they are asked for."""
+    if options.filter_scope == "probed":
+        return False
+    small = model.num_words < LEAST_WORDS or bool(model.other_planners)
+    return options.filter_scope == "all" or options.exact or small or model.device.type == "cuda"
+
+
+def filters_at_once(model: Corpus, options: SearchOptions) -> int | None:
+    """Distinct filters that a tile may have, or None for any number."""
+    return model.filters_at_once if evaluates_everywhere(model, options) else None
 
 
 def make_tile(
     model: Corpus,
     vectors: torch.Tensor,
     filters: tuple[FilterBatch, ...],
-    allowed: Words | None,
+    options: SearchOptions,
     excluded: Lines | None,
     each: int = 1,
 ) -> Tile:
-    """A tile of queries, its filters evaluated.
+    """A tile of queries.
 
     Args:
         model: the packed items.
         vectors: float32 [B * each, D] on the model's device.
         filters: of B requests, for every segment.
-        allowed: the only rows that any query may get, or None.
+        options: how to search.
         excluded: rows that each request must not get, or None.
         each: consecutive vectors that belong to one request.
     """
-    admitted = model.admit(filters, allowed)
-    filtered = (filters[0].filter_of_query >= 0) | (allowed is not None)
+    admitted = model.admit(filters, options.allowed, evaluates_everywhere(model, options))
+    filtered = (filters[0].filter_of_query >= 0) | (options.allowed is not None)
     if each > 1:
         own = torch.arange(len(filtered)).repeat_interleave(each)
         admitted, filtered = tuple(part.take(own) for part in admitted), filtered[own]

@@ -31,8 +31,8 @@ from stcli.measure.originals import open_originals, original_tiles
 from stcli.measure.relevance import read_truth, rows_of_lists
 from stcli.measure.report import write_report
 from stcli.measure.sample import Sample
+from stcli.model.admitted import Admitted
 from stcli.model.calibrate import calibrate
-from stcli.model.corpus import Admitted
 from stcli.model.device import choose_device, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
@@ -334,6 +334,7 @@ class Bench:
 
             def hides(number: int, own: torch.Tensor, admitted: Sequence[Admitted] = admitted) -> torch.Tensor:
                 words, line = admitted[number].words, admitted[number].line_of_query
+                assert line is not None  # evaluated everywhere
                 if words is None:
                     return torch.zeros_like(own, dtype=torch.bool)
                 bits = words[line.clamp(min=0)[:, None], own.clamp(min=0) >> 6] >> (own & 63) & 1

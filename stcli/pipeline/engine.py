@@ -27,7 +27,7 @@ from stcli.storage.columns import BadRows
 
 SCORE_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 
-EXPLAINED = ("route", "probes", "admitted", "items_scored")
+EXPLAINED = ("route", "probes", "estimated", "admitted", "items_scored")
 """Columns that `explain` adds."""
 
 
@@ -290,6 +290,7 @@ def _explained(count: int, usable: np.ndarray, results: Results) -> dict[str, pa
     return {
         "route": pa.array(routes, pa.string()),
         "probes": spread(results.probes.numpy()),
+        "estimated": spread((results.admitted if results.estimates is None else results.estimates).numpy()),
         "admitted": spread(results.admitted.numpy()),
         "items_scored": spread(results.work.numpy()),
     }

@@ -18,7 +18,7 @@ from stcli.filters.program import FilterPlan, row_program
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import to_text
 from stcli.filters.vocabulary import Feature
-from stcli.model.corpus import Admitted
+from stcli.model.admitted import Admitted
 from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
 from stcli.model.segment import Segment
@@ -96,9 +96,10 @@ def count_items(segment: Segment, part: Admitted, filter: str) -> tuple[int, int
     rows = segment.living_rows()
     eligible = TermRows(segment.terms, rows).eligible(segment.planner.plan(filter))
     admitted = np.ones(len(rows), bool)
-    if part.words is not None and part.line_of_query[0] >= 0:
-        words = part.words[part.line_of_query[0]].cpu().numpy()
-        admitted = np.unpackbits(words.view(np.uint8), bitorder="little")[rows] > 0
+    words, lines = part.whole(torch.zeros(1, dtype=torch.int64))
+    if words is not None and lines[0] >= 0:
+        line = words[lines[0]].cpu().numpy()
+        admitted = np.unpackbits(line.view(np.uint8), bitorder="little")[rows] > 0
     return int(admitted.sum()), int(eligible.sum()), int((admitted & eligible).sum())
 
 

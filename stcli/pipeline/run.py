@@ -294,6 +294,8 @@ class Run:
                 calibration,
                 allowed=self.lists.allowed,
                 verify=self.verify,
+                filter_scope=config.filter_scope,
+                count=config.explain,
             ),
             query_schema=self.table.schema,
             columns=config.columns,

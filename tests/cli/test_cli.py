@@ -119,7 +119,7 @@ def test_pass_through_options(cli, tiny):
     assert cli("retrieve", "model", tiny.queries, "-o", "out", "--limit", 4, "--k", 2, *copied, *scores)[0] == 0
     rows = read()
     assert list(rows[0]) == ["query_id", "filter", "item_id", "score", "price", "color", "status", "route", "probes",
-                             "admitted", "items_scored"]  # fmt: skip
+                             "estimated", "admitted", "items_scored"]  # fmt: skip
     assert {row["query_id"] for row in rows} <= {"q000", "q001", "q002", "q003"}
     assert all(row["score"] >= 1 for row in rows)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import stcli
+from stcli.errors import InputError
 from stcli.filters.source import GivenFilters
 from stcli.model.calibrate import calibrate
+from stcli.model.planner import SearchOptions
 from stcli.ops import native
 from tests.model.corpus import Corpus, check_results, make
 from tests.model.test_retriever import clustered, features, filters_for, make_random, queries_for, same
@@ -87,3 +91,41 @@ def test_threads_batches_and_forms_change_nothing(uneven, way, monkeypatch):
             assert torch.equal(expected.work, found.work)
     finally:
         native.set_num_threads(None)
+
+
+SCOPED = ({"probes": 7}, {"target_recall": None}, {"exact": True}, {"target_recall": 0.9}, {"probes": 99})
+
+
+@pytest.mark.parametrize("how", SCOPED, ids=str)
+@pytest.mark.parametrize("runs", [2, 256])
+def test_results_do_not_depend_on_where_filters_are_evaluated(uneven, how, runs, monkeypatch):
+    """Even where a sample of 16 words says little of what a filter admits."""
+    monkeypatch.setattr("stcli.model.admitted.SAMPLE_RUNS", runs)
+    corpus, queries = uneven
+    filters = filters_for(queries)
+    exclude = [corpus.ids[start : start + 300] for start in range(QUERIES)]
+    everywhere = corpus.model(queries, filters, 50, exclude=exclude, filter_scope="all", **how)
+    probed = corpus.model(queries, filters, 50, exclude=exclude, filter_scope="probed", **how)
+    routed = probed.routes == everywhere.routes  # an estimate may send a query another way, never to a worse one
+    assert (routed.all() or runs == 2) if "target_recall" in how else routed.all()
+    assert torch.equal(probed.rows[routed], everywhere.rows[routed])
+    assert torch.equal(probed.score_matrix[routed], everywhere.score_matrix[routed])
+
+
+def test_counted_or_estimated(uneven):
+    corpus, queries = uneven
+    filters = GivenFilters(corpus.model.planner, filters_for(queries))
+    options = SearchOptions(20, 40, probes=7, filter_scope="probed")
+    vectors = torch.from_numpy(queries)
+    exact = corpus.model.search(vectors, filters, replace(options, filter_scope="all")).admitted
+    guessed = corpus.model.search(vectors, filters, options)
+    counted = corpus.model.search(vectors, filters, replace(options, count=True))
+    assert torch.equal(counted.admitted, exact)
+    assert torch.equal(counted.estimates, guessed.estimates)
+    assert not torch.equal(guessed.admitted, exact)
+    assert ((guessed.estimates - exact).abs() <= 0.05 * exact + 64).all()
+
+
+def test_an_unknown_filter_scope(uneven):
+    with pytest.raises(InputError, match="filter_scope 'some': expected one of auto, probed, all"):
+        uneven[0].model(uneven[1], None, 5, filter_scope="some")

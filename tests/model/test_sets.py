@@ -120,6 +120,20 @@ def test_shards_give_the_rows_of_the_whole(models, vectors, how):
         check_same(whole, model(vectors, filters, 20, exclude=exclude, scoring=dots, **how))
 
 
+@pytest.mark.parametrize("how", [{"probes": 5}, {"target_recall": None}], ids=str)
+def test_shards_estimate_what_the_whole_does(models, vectors, how, monkeypatch):
+    """From a sample of some words of each block, wherever it lies."""
+    monkeypatch.setattr("stcli.model.admitted.SAMPLE_RUNS", 20)
+    filters = FILTERS * (QUERIES // len(FILTERS))
+    dots = stcli.scoring_options(models[0], overarch=False)
+    whole, *others = (model(vectors, filters, 20, scoring=dots, filter_scope="probed", **how) for model in models)
+    for found in others:
+        check_same(whole, found)
+        assert torch.equal(whole.estimates, found.estimates)
+    everywhere = models[0](vectors, filters, 20, scoring=dots, filter_scope="all", **how)
+    assert torch.equal(whole.rows, everywhere.rows)
+
+
 @pytest.mark.parametrize("combine", ["union", "intersection"])
 def test_shards_score_as_the_whole(models, vectors, combine):
     users = {"like": vectors[:40], "buy": vectors[40:]}
@@ -300,6 +314,15 @@ def test_probing_finds_fresh_items_and_no_dead_ones(changed, asked, how):
     fresh = [best[np.isin(best, new_ids)] for best in true.item_ids]
     assert sum(map(len, fresh)) > 50
     assert all(np.isin(best, mine).all() for best, mine in zip(fresh, found.item_ids, strict=True))
+
+
+def test_dead_and_fresh_items_wherever_filters_are_evaluated(changed, asked):
+    model = changed[0]
+    dots = stcli.scoring_options(model, overarch=False)
+    for how in ({"probes": 5}, {"target_recall": None}, {"exact": True}):
+        probed, everywhere = (model(*asked, 20, scoring=dots, filter_scope=s, **how) for s in ("probed", "all"))
+        assert torch.equal(probed.rows, everywhere.rows)
+        assert torch.equal(probed.admitted, everywhere.admitted)
 
 
 def test_an_id_means_its_newest_row(changed, asked):

@@ -86,7 +86,7 @@ def test_candidates_are_ranked(tiny, requests, tmp_path):
     summary = stcli.retrieve(tiny.model, path, tmp_path / "out", explain=True, **options)
     table = read(tmp_path / "out")
     assert table.column_names == [
-        "query_id", "item_id", "score", "status", "missing", "route", "probes", "admitted", "items_scored"
+        "query_id", "item_id", "score", "status", "missing", "route", "probes", "estimated", "admitted", "items_scored"
     ]  # fmt: skip
     results = stcli.open_artifact(tiny.model)(tiny.vectors[:COUNT], tiny.filters[:COUNT], 30, rank=candidates)
     assert table["item_id"].to_pylist() == [items.tolist() for items in results.item_ids]

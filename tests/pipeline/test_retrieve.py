@@ -98,7 +98,7 @@ def test_one_row_a_result(kept, tiny, tmp_path):
 def test_explain_says_how_each_query_was_searched(tiny, tmp_path):
     stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", explain=True, probes=4, **FILTERED)
     table = read(tmp_path / "out")
-    assert table.column_names[-4:] == ["route", "probes", "admitted", "items_scored"]
+    assert table.column_names[-5:] == ["route", "probes", "estimated", "admitted", "items_scored"]
     assert set(table["route"].to_pylist()) <= {"probe", "rows"}
     for row, text in zip(table.to_pylist(), tiny.filters, strict=True):
         assert row["admitted"] >= len(row["item_id"])
