@@ -171,8 +171,8 @@ def retrieve(
         str,
         opt.option(
             "--filter-scope",
-            "Where filters are evaluated: all items; probed: the clusters that a query looks into; auto: what costs "
-            "less. Results are the same.",
+            "Where filters are evaluated: all items; probed: the clusters that a query looks into, what they admit "
+            "being estimated; auto: what costs less.",
         ),
     ] = "auto",
     min_score: Annotated[

@@ -60,8 +60,8 @@ class Retriever(Corpus):
                 these queries, and bands of 256 queries or fewer are answered exactly. None: a fixed share of clusters.
             calibration: measured before, by `stcli.model.calibrate`.
             candidates: K0, candidates re-scored from the packed embeddings.
-            filter_scope: where filters are evaluated: `all` items, the clusters `probed`, or what costs less; the
-                results are the same.
+            filter_scope: where filters are evaluated: `all` items, the clusters `probed`, or what costs less (see
+                `SearchOptions`).
             rank: for each query, the item ids to rank by score instead of searching; those that are no items are
                 counted in `missing`, those that the filter or `exclude` rules out are left out.
             scoring: what happens after the search, from `stcli.scoring_options`.
