@@ -14,7 +14,7 @@ import torch
 from stcli.filters.program import Planner
 from stcli.filters.source import GivenFilters
 from stcli.filters.tree import Node
-from stcli.model import admitted, corpus, search, segment
+from stcli.model import admitted, corpus, search, segment, segment_search
 from stcli.model.planner import SearchOptions
 from stcli.model.results import Results, concatenate
 from stcli.model.retriever import Retriever
@@ -77,7 +77,7 @@ def stage_seconds(model: Retriever) -> Iterator[dict[str, float]]:
         undo.append((owner, name, original))
         setattr(owner, name, clocked(label, original))
 
-    for module in (admitted, corpus, search, segment):
+    for module in (admitted, corpus, search, segment, segment_search):
         for name, value in list(vars(module).items()):
             if inspect.isfunction(value) and value.__module__.startswith("stcli.ops."):
                 replace(module, name, name)

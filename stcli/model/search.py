@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 
-from stcli.model.admitted import MARGIN, Admitted, count_lines, estimate
+from stcli.model.admitted import MARGIN, Admitted, estimate
 from stcli.model.corpus import Corpus
 from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, settled, spans_pay
 from stcli.model.results import Results
-from stcli.model.segment import Segment
+from stcli.model.segment_search import SegmentSearch, at_once
 from stcli.model.slots import best_of_runs
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.quantize_rows import quantize_rows
-from stcli.ops.search_clusters import search_clusters
-from stcli.ops.search_rows import search_rows
 from stcli.types import PAD_ROW, Candidates, Lines, Quantized, moved
 
 SLOTS = 1 << 24
@@ -101,7 +97,7 @@ class Search:
         self.k = min(options.k, model.num_items)
         self.bounded = model.bounded
         self.runs = [
-            _Run(segment, admitted, tile.excluded, options.verify, self.backend)
+            SegmentSearch(segment, admitted, tile.excluded, options.verify, self.backend)
             for segment, admitted in zip(model.segments, tile.admitted, strict=True)
         ]
         self._count()
@@ -235,7 +231,7 @@ class Search:
         bounds = self._bounds(which, queries) if self.bounded else None
         floors = self.floors[self._there(which)] if self.bounded and bool(self.floored[which].any()) else None
 
-        def search(run: _Run) -> Candidates:
+        def search(run: SegmentSearch) -> Candidates:
             return run.search_rows(queries, which, k0, bounds, floors)
 
         found = self._merged(at_once(search, self.runs), k0)
@@ -250,7 +246,7 @@ class Search:
         probes, there = self._choose(queries, num_probes), self._there(which)
         spans = spans_pay(self.options.filter_scope, num_probes, self.model.num_words)
 
-        def search(run: _Run) -> Candidates:
+        def search(run: SegmentSearch) -> Candidates:
             if run.segment.probed:
                 return run.search_clusters(queries, which, probes, k0, spans)
             return run.search_rows(queries, which, k0, None, None)  # few rows in clusters of their own
@@ -311,82 +307,6 @@ class Search:
         probed = which[(routes[which] == PROBE)]
         probes[probed] *= WIDEN_PROBES
         routes[probed] = torch.where(probes[probed] >= self.model.num_clusters, ROWS, PROBE)
-
-
-class _Run:
-    """One segment with what a tile of queries may get of it.
-
-    Args:
-        segment: the rows.
-        admitted: what the filters admit of them.
-        excluded: rows of all segments that each query must not get, or None.
-        verify: check candidates by their exact terms.
-        backend: see `ops/dispatch.py`.
-    """
-
-    def __init__(
-        self,
-        segment: Segment,
-        admitted: Admitted,
-        excluded: Lines | None,
-        verify: bool,
-        backend: str,
-    ) -> None:
-        self.segment, self.admitted, self.backend = segment, admitted, backend
-        self.index = segment.index
-        self.counts: torch.Tensor  # rows that each query may get, int64 [B] on the host, or estimates
-        self._excluded = None if excluded is None else excluded.to(segment.device)
-        if self._excluded is not None and segment.base:  # others are no row of it
-            self._excluded = replace(self._excluded, values=self._excluded.values - segment.base)
-        self.unverified, program = admitted.filters.filter_of_query, admitted.filters.program
-        if program is not None:
-            exact = program.exact[self.unverified.clamp(min=0)]
-            self.unverified = torch.where(exact | (not verify), -1, self.unverified)
-        self.exact = not bool((self.unverified >= 0).any())
-
-    def search_rows(
-        self,
-        queries: Quantized,
-        which: torch.Tensor,
-        k0: int,
-        bounds: tuple[torch.Tensor, torch.Tensor] | None,
-        floors: torch.Tensor | None,
-    ) -> Candidates:
-        """The best k0 of all admitted rows for some of the queries; see `ops/search_rows.py`."""
-        queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
-        words, lines = self.admitted.whole(which)
-        if not self.admitted.held:
-            self.counts[which] = count_lines(words, lines, self.segment.num_rows).cpu()
-        return search_rows(
-            queries, self.index, words, lines, k0=k0, excluded=self.barred(which), bounds=bounds, floors=floors,
-            backend=self.backend,
-        )  # fmt: skip
-
-    def search_clusters(
-        self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int, spans: bool
-    ) -> Candidates:
-        """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`.
-
-        `spans`: their filters are evaluated on these clusters alone, unless they have been on all rows.
-        """
-        queries, probes = moved((queries, probes), self.segment.device)
-        words, lines, spanned = self.admitted.probed(which, probes, spans)
-        return search_clusters(
-            queries, self.index, probes, words, lines, k0=k0, spans=spanned, excluded=self.barred(which),
-            backend=self.backend,
-        )  # fmt: skip
-
-    def barred(self, which: torch.Tensor) -> Lines | None:
-        """The rows that some queries must not get."""
-        return None if self._excluded is None else self._excluded.take(which.to(self.segment.device, non_blocking=True))
-
-
-def at_once(search: Callable[[_Run], Candidates], runs: Sequence[_Run]) -> list[Candidates]:
-    """One search of every segment; on several devices a thread for each segment, as a search waits for its device."""
-    if len({run.segment.device for run in runs}) == 1:
-        return [search(run) for run in runs]
-    with ThreadPoolExecutor(len(runs)) as pool:
-        return list(pool.map(search, runs))
 
 
 def _groups(
