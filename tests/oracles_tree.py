@@ -4,8 +4,12 @@ Written from the description of the language alone; shares no code with `stcli/f
 """
 
 import datetime
+import functools
 
 from stcli.filters.tree import And, Between, Compare, Constant, Flag, In, IsNull, Node, Not, Or
+
+SIGNS = {"=": (0,), "<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (0, 1)}
+"""Signs of `value - literal` that each operator wants."""
 
 
 def eligible_rows(rows: list[dict], tree: Node | None) -> list[bool]:
@@ -43,9 +47,7 @@ def holds(row: dict, node: Node) -> bool:
             found = compare(value, node.low) >= 0 and compare(value, node.high) <= 0
         else:
             assert isinstance(node, Compare)
-            sign = compare(value, node.value)
-            wanted = {"=": (0,), "<": (-1,), "<=": (-1, 0), ">": (1,), ">=": (0, 1)}
-            found = sign in wanted[node.op]
+            found = compare(value, node.value) in SIGNS[node.op]
         if found:
             return True
     return False
@@ -78,6 +80,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+@functools.lru_cache(10_000)
 def days(day: object) -> int:
     if isinstance(day, str):
         try:
@@ -89,6 +92,7 @@ def days(day: object) -> int:
     return day.toordinal()
 
 
+@functools.lru_cache(10_000)
 def microseconds(moment: object) -> int:
     """Microseconds since the year 1 in UTC; a day is its midnight, a time without an offset is UTC."""
     if isinstance(moment, str):

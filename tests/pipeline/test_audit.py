@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import stcli
+from stcli.cli.main import run
 from stcli.config import RetrieveConfig
 from stcli.errors import InputError, ThresholdError
 from stcli.pipeline.audit import check_thresholds
 from tests.pipeline.retrieve_cases import FILTERED, contents, read, write_queries
-from tests.process import finish
 
 ROUGH = {**FILTERED, "probes": 1, "seed": 3}
 
@@ -100,9 +100,9 @@ def test_values_that_make_no_sense(tiny, tmp_path, wrong):
         stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", **wrong)
 
 
-def test_the_command_prints_the_audit_and_exits_with_3(tiny, tmp_path):
+def test_the_command_prints_the_audit_and_exits_with_3(tiny, tmp_path, capsys):
     words = ["retrieve", tiny.model, tiny.queries, "--filter-column", "filter", "--k", "10", "--probes", "1"]
-    code, out, _ = finish(*words, "-o", tmp_path / "out", "--audit", "100")
-    assert (code, "all queries" in out) == (0, True)
-    code, _, err = finish(*words, "-o", tmp_path / "missed", "--min-recall", "1")
-    assert (code, "--min-recall" in err) == (3, True)
+    assert run([str(word) for word in [*words, "-o", tmp_path / "out", "--audit", "100"]]) == 0
+    assert "all queries" in capsys.readouterr().out
+    assert run([str(word) for word in [*words, "-o", tmp_path / "missed", "--min-recall", "1"]]) == 3
+    assert "--min-recall" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 import stcli
 from stcli.filters.parse import parse
-from tests.oracles_tree import eligible_rows
+from tests.filters import duckdb_oracle
 
 FOLDER = Path(os.environ.get("STCLI_TEST_DATA", "")) / "debian-12k"
 FEATURES = ["section", "priority", "architecture", "multi_arch", "maintainer", "tags", "depends"]
@@ -19,13 +19,12 @@ FEATURES = ["section", "priority", "architecture", "multi_arch", "maintainer", "
 @pytest.mark.data
 @pytest.mark.skipif(not (FOLDER / "items.parquet").exists(), reason="STCLI_TEST_DATA names no folder with debian-12k")
 def test_every_eligible_package_and_no_other(tmp_path):
-    items = pq.read_table(FOLDER / "items.parquet", columns=["item_id", *FEATURES]).to_pylist()
+    items = pq.read_table(FOLDER / "items.parquet", columns=["item_id", *FEATURES])
     asked = pq.read_table(FOLDER / "queries.parquet", columns=["filter", "family"]).to_pylist()
-    expected = {}
-    for text in {query["filter"] for query in asked}:
-        tree = parse(text or "")
-        holds = [True] * len(items) if tree is None else eligible_rows(items, tree)
-        expected[text] = {item["item_id"] for item, eligible in zip(items, holds, strict=True) if eligible}
+    texts, ids = list(dict.fromkeys(query["filter"] for query in asked)), items["item_id"].to_numpy()
+    trees = [None if text is None else parse(text) for text in texts]
+    eligible = duckdb_oracle.eligible_many(items.drop_columns("item_id"), trees)
+    expected = {text: set(ids[holds].tolist()) for text, holds in zip(texts, eligible, strict=True)}
     stcli.build_index(FOLDER / "items.parquet", tmp_path / "i", feature_columns=FEATURES)
     stcli.pack_model(tmp_path / "i", tmp_path / "m.safetensors")
     options = {"filter_column": "filter", "exact": True, "score_dtype": "none"}

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import stcli
+from stcli.cli.main import run
 from stcli.errors import ExistsError, InputError, ThresholdError
 from stcli.pipeline.inspect import inspect
 from stcli.storage import remote
-from tests import process
 from tests.pipeline.retrieve_cases import FILTERED, read
 
 server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[s3,server]'")
@@ -181,11 +181,8 @@ def test_inspect_and_what_is_not_there(packed, cache, tmp_path, tiny):
         stcli.retrieve("s3://shop/none.safetensors", tiny.queries, tmp_path / "out")
 
 
-def test_the_command_line_takes_uris(packed, tiny, tmp_path, monkeypatch):
-    code, out, err = process.finish(
-        "retrieve", "s3://shop/made/model.safetensors", f"s3://shop/in/{tiny.queries.name}",
-        "-o", "s3://shop/out/cli", "--k", "10", "--json",
-    )  # fmt: skip
-    assert code == 0, err
-    assert json.loads(out)["outputs"]["results"] == "s3://shop/out/cli"
+def test_the_command_line_takes_uris(packed, tiny, capsys):
+    uris = "s3://shop/made/model.safetensors", f"s3://shop/in/{tiny.queries.name}"
+    assert run(["retrieve", *uris, "-o", "s3://shop/out/cli", "--k", "10", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outputs"]["results"] == "s3://shop/out/cli"
     assert pq.read_table("shop/out/cli/part-00000.parquet", filesystem=packed).num_rows == 120
