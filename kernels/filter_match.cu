@@ -20,24 +20,6 @@
 #include "shared_memory.cuh"
 #include "types.cuh"
 
-// Place of the next Bloom row of a term among `width`; stcli/ops/bloom_hash.py.
-struct BloomHash {
-  u64 state;
-
-  __device__ BloomHash(u64 term, u64 block) {
-    u64 x = (term + 1) * 0x9E3779B97F4A7C15ull + block;
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull;
-    x = (x ^ x >> 27) * 0x94D049BB133111EBull;
-    state = x ^ x >> 31;
-  }
-
-  __device__ i64 next(i64 width) {
-    const u64 row = (state >> 32) * static_cast<u64>(width) >> 32;
-    state *= 0xD1342543DE82EF95ull;
-    return static_cast<i64>(row);
-  }
-};
-
 // The two words of a lane.
 struct Words {
   u64 low, high;

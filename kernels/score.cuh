@@ -8,13 +8,17 @@
 #define SCORE_PARAMETERS                                                                                             \
   const i8 *query_codes, const float *query_scales, const float *query_norms, const float *query_errors,             \
       const i8 *codes, const float *scales, const float *errors, const float *norms, i64 dim, const u64 *words,      \
-      i64 num_words, const i64 *filter_of_query, const i64 *excluded_rows, const i64 *excluded_begins,               \
-      const i64 *excluded_ends, const i64 *queries, const i64 *tiles, const i64 *thresholds, i64 *counts, i64 *keys, \
-      i64 capacity
-#define SCORE_ARGUMENTS                                                                                     \
-  {query_codes,   query_scales, query_norms, query_errors, codes,           scales,        errors,          \
-   norms,         dim,          words,       num_words,    filter_of_query, excluded_rows, excluded_begins, \
-   excluded_ends, queries,      tiles,       thresholds,   counts,          keys,          capacity}
+      i64 num_words, const i64 *filter_of_query, const u64 *span_words, const i64 *span_lines,                       \
+      const i64 *excluded_rows, const i64 *excluded_begins, const i64 *excluded_ends, const i64 *queries,            \
+      const i64 *tiles, const i64 *thresholds, i64 *counts, i64 *keys, i64 capacity
+#define SCORE_ARGUMENTS                                                                                    \
+  {query_codes,     query_scales, query_norms,     query_errors, codes,      scales,        errors,          \
+   norms,           dim,          words,           num_words,    filter_of_query, span_words, span_lines,    \
+   excluded_rows,   excluded_begins, excluded_ends, queries,     tiles,      thresholds,    counts,          \
+   keys,            capacity}
+
+// In span_lines: no filter.
+constexpr i64 NO_SPAN = EMPTY_KEY;
 
 struct Score {
   const i8* query_codes;
@@ -24,14 +28,20 @@ struct Score {
   i64 dim;
   const u64* words;
   i64 num_words;
-  const i64 *filter_of_query, *excluded_rows, *excluded_begins, *excluded_ends, *queries, *tiles, *thresholds;
+  const i64* filter_of_query;
+  const u64* span_words;
+  const i64 *span_lines, *excluded_rows, *excluded_begins, *excluded_ends, *queries, *tiles, *thresholds;
   i64 *counts, *keys, capacity;
 
   // The query of a pair.
   __device__ __forceinline__ i64 query_of(i64 pair) const { return queries ? queries[pair] : pair; }
 
-  // The line of `words` of a query, or -1.
-  __device__ __forceinline__ i64 filter_of(i64 query) const { return words ? filter_of_query[query] : -1; }
+  // What a pair may see: bit r % 64 of word r / 64 is row r, for the rows of its tile. Null for every row.
+  __device__ __forceinline__ const u64* line_of(i64 pair, i64 query) const {
+    const i64 filter = words ? filter_of_query[query] : -1;
+    if (filter >= 0) return words + filter * num_words;
+    return span_words && span_lines[pair] != NO_SPAN ? span_words + span_lines[pair] : nullptr;
+  }
 
   __device__ __forceinline__ bool is_excluded(i64 query, i64 row) const {
     if (!excluded_rows) return false;
@@ -48,10 +58,11 @@ struct Score {
     return low < end && excluded_rows[low] == row;
   }
 
-  __device__ __forceinline__ bool is_admitted(i64 filter, i64 row) const {
-    return filter < 0 || (words[filter * num_words + row / 64] >> row % 64 & 1);
-  }
 };
+
+__device__ __forceinline__ bool is_admitted(const u64* line, i64 row) {
+  return !line || (line[row / 64] >> row % 64 & 1);
+}
 
 // The float32 operations are rounded one by one, as on the CPU.
 __device__ __forceinline__ float plain_score(i32 dot, float query_scale, float row_scale) {

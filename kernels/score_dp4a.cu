@@ -2,6 +2,8 @@
 //   in   query_codes i8 [B,Dp]  query_scales f32 [B]  codes i8 [N,Dp]  scales f32 [N]
 //        query_norms, query_errors f32 [B] and errors, norms f32 [N], or null: upper bounds instead of scores
 //        words u64 [F,W] or null  filter_of_query i64 [B], -1 for none
+//        span_words u64 [S] or null  span_lines i64 [pairs]  for queries without a line of words: row r of the tile is
+//        bit r % 64 of span_words[span_lines[p] + r / 64]; NO_SPAN (score.cuh) where every row is admitted
 //        excluded_rows i64 [E] or null, those of query b at excluded_begins[b] ... excluded_ends[b] - 1, ascending
 //        queries i64 [pairs] or null (pair p is query p)
 //        tiles i64 [num_tiles,4]  first pair, end pair, first row, end row; at most TILE_QUERIES pairs, any rows
@@ -55,14 +57,13 @@ extern "C" __global__ void __launch_bounds__(256, 3) score_dp4a(SCORE_PARAMETERS
   const float query_scale = all.query_scales[query];
   const float query_norm = all.query_norms ? all.query_norms[query] : 0.0f;
   const float query_error = all.query_norms ? all.query_errors[query] : 0.0f;
-  const i64 filter = all.filter_of(query);
   // Little-endian: half words in the order of the rows.
-  const u32* admitted = reinterpret_cast<const u32*>(all.words) + 2 * filter * all.num_words;
+  const u32* admitted = reinterpret_cast<const u32*>(all.line_of(pair, query));
   i64* found = all.keys + query * all.capacity;
 
   for (i64 base = first_row / 32 * 32; base < end_row; base += LIST_ROWS) {
     const i64 start = base + 32 * lane;  // of the rows of this lane
-    u32 bits = start >= end_row ? 0 : filter < 0 ? ~0u : admitted[start / 32];
+    u32 bits = start >= end_row ? 0 : !admitted ? ~0u : admitted[start / 32];
     if (start < first_row) bits = start + 32 <= first_row ? 0 : bits & ~0u << (first_row - start);
     if (start < end_row && end_row < start + 32) bits &= (1u << (end_row - start)) - 1;
     const u32 mine = static_cast<u32>(__popc(bits));

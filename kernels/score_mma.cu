@@ -36,7 +36,8 @@ constexpr u32 STAGE_LINE = STAGE_DIM + 16;  // and with padding
 // What the epilogue knows of a query of the tile; 32 bytes.
 struct __align__(16) TileQuery {
   float scale, norm, error, least;  // least: the smallest score that can pass
-  i64 number, filter;
+  i64 number;
+  const u64* line;  // what it may see, or null
 };
 
 // A pair whose score is not below the threshold: its dot product, query place << 8 | row place in the tile.
@@ -115,7 +116,7 @@ struct Tile {
     }
     bool wants = false;
     if (threadIdx.x < QUERIES) {
-      TileQuery query{0.0f, 0.0f, 0.0f, threshold_score(NO_KEY), -1, -1};
+      TileQuery query{0.0f, 0.0f, 0.0f, threshold_score(NO_KEY), -1, nullptr};
       if (threadIdx.x < num_queries) {
         query.number = all.query_of(first_pair + threadIdx.x);
         const i64 threshold = all.thresholds[query.number];
@@ -124,7 +125,7 @@ struct Tile {
         query.norm = BOUNDS ? all.query_norms[query.number] : 0.0f;
         query.error = BOUNDS ? all.query_errors[query.number] : 0.0f;
         query.least = threshold_score(threshold);
-        query.filter = all.filter_of(query.number);
+        query.line = all.line_of(first_pair + threadIdx.x, query.number);
         if (!wants) query.number = -1;
       }
       tile_queries[threadIdx.x] = query;
@@ -267,7 +268,7 @@ struct Tile {
       float score = plain_score(hit.dot, query.scale, all.scales[mine]);
       if (BOUNDS) score = upper_bound(score, query.norm, all.errors[mine], query.error, all.norms[mine]);
       key = make_key(score, mine);
-      if (query.number >= 0 && key > all.thresholds[query.number] && all.is_admitted(query.filter, mine) &&
+      if (query.number >= 0 && key > all.thresholds[query.number] && is_admitted(query.line, mine) &&
           !all.is_excluded(query.number, mine)) {
         number = static_cast<i32>(query.number);
       }

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stcli.ops.keys import EMPTY_KEY, make_keys
+from stcli.ops.rounds import NO_SPAN
 
 MOST_KEY = 2**63 - 1
 
@@ -44,8 +45,8 @@ class StandIn:
 
     def score(
         self, kernel, grid, q_codes, q_scales, q_norms, q_errors, codes, scales, errors, norms, dim, words, num_words,
-        filter_of_query, excluded_rows, excluded_begins, excluded_ends, queries, tiles, thresholds, counts, keys,
-        capacity,
+        filter_of_query, span_words, span_lines, excluded_rows, excluded_begins, excluded_ends, queries, tiles,
+        thresholds, counts, keys, capacity,
     ) -> None:  # fmt: skip
         assert grid == (len(tiles), 1, 1)
         assert dim == codes.shape[1] == q_codes.shape[1]
@@ -77,6 +78,8 @@ class StandIn:
                     line = words[int(filter_of_query[query])]
                     assert len(line) == num_words
                     keep &= (line[rows >> 6] >> (rows & 63)) & 1 == 1
+                elif span_words is not None and int(span_lines[pair]) != NO_SPAN:
+                    keep &= (span_words[int(span_lines[pair]) + (rows >> 6)] >> (rows & 63)) & 1 == 1
                 if excluded_rows is not None:
                     hidden = excluded_rows[int(excluded_begins[query]) : int(excluded_ends[query])]
                     keep &= ~torch.isin(rows, hidden)

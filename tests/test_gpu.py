@@ -8,13 +8,14 @@ import stcli
 from stcli.ops import cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
+from stcli.ops.filter_probes import filter_probes
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_requests import search_requests
 from stcli.ops.search_rows import search_rows
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import Embeddings, Quantized, moved
-from tests.ops import search_cases
+from tests.ops import filter_cases, search_cases
 from tests.ops.test_device_agnostic import filters, normal, quantized
 
 pytestmark = [
@@ -112,6 +113,21 @@ def test_choose_probes(num_probes):
 def test_filter_match(seed):
     _, _, matrix, program, _ = filters(seed, num_items=100_001, num_terms=300)
     equal_on_gpu(filter_match, matrix, program)
+    equal_on_gpu(filter_match, matrix, program, places=torch.arange(0, 1500, 7))
+
+
+@pytest.mark.parametrize("num_items", [130, 8300])
+def test_filter_probes(num_items):
+    given, allowed, _ = filter_cases.probed_case(num_items, num_items, 7, with_allowed=True)
+    equal_on_gpu(filter_probes, *given, allowed=allowed)
+
+
+@pytest.mark.parametrize("name", ["filters", "many_queries", "large_filters"])
+def test_search_clusters_by_spans(name):
+    case = search_case(name)
+    spans = search_cases.spans_of(case, case.filter_of_query >= 0)
+    nobody = torch.full_like(case.filter_of_query, -1)
+    equal_on_gpu(search_clusters, case.queries, case.index, case.probes, None, nobody, spans=spans, **case.rest())
 
 
 @pytest.mark.parametrize("seed", range(3))

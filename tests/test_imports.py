@@ -135,6 +135,26 @@ def test_a_right_import_is_not(path: str, source: str) -> None:
     assert problems(path, source) == []
 
 
+def test_the_tests_for_a_gpu_need_no_more_than_its_image_has() -> None:
+    """`make gpu` runs on one without hypothesis, DuckDB and the like."""
+    image = {"numpy", "pyarrow", "pytest", "stcli", "torch"}
+    tree, seen, left = Path(__file__).parents[1], set(), {"tests.test_gpu", "tests.conftest"}
+    while left:
+        name = left.pop()
+        seen.add(name)
+        file = tree.joinpath(*name.split(".")).with_suffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else []:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            for other in names:
+                root = other.partition(".")[0]
+                assert root in image | {"tests"} | sys.stdlib_module_names, f"{name} imports {other}"
+                if root == "tests" and other not in seen:
+                    left.add(other)
+    assert "tests.ops.search_cases" in seen
+
+
 def test_import_stcli_loads_neither_torch_nor_cupy() -> None:
     code = "import sys, stcli; print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'cupy'}))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

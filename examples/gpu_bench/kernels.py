@@ -15,6 +15,7 @@ from gpu_bench.record import Record, seconds_of, wait
 from stcli.ops import cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
+from stcli.ops.filter_probes import filter_probes
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
@@ -91,6 +92,7 @@ def measure_kernels(
     num_probes = max(len(clusters.offsets) // 64, 1)
     probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=backend)
     rows = torch.randint(num_items, (batch, 132), device=record.device)
+    spans = filter_probes(corpus.matrix, corpus.program, lines, probes, clusters.offsets, backend=backend)
     probed = int((clusters.offsets[1:] - clusters.offsets[:-1])[probes].sum())
     filters = len(corpus.program.exact)
     row_bytes = corpus.matrix.own.shape[1] * 8
@@ -107,6 +109,10 @@ def measure_kernels(
         f"filter_match {filters} filters": (
             lambda: filter_match(corpus.matrix, corpus.program, backend=backend),
             {"bytes": row_bytes * (len(corpus.matrix.own) + filters)},
+        ),
+        f"filter_probes {filters} filters, {num_probes} probes": (
+            lambda: filter_probes(corpus.matrix, corpus.program, lines, probes, clusters.offsets, backend=backend),
+            {"bytes": 8.0 * len(spans.words) * (1 + corpus.program.ops.numel() / filters)},
         ),
         f"choose_probes {num_probes} of {len(clusters.offsets) - 1}": (
             lambda: choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=backend),
@@ -126,6 +132,10 @@ def measure_kernels(
         ),
         f"search_clusters, {num_probes} probes, filters": (
             lambda: search_clusters(queries, index, probes, words, lines, k0=132, backend=backend),
+            scanned(probed),
+        ),
+        f"search_clusters, {num_probes} probes, filters on these": (
+            lambda: search_clusters(queries, index, probes, None, none, k0=132, spans=spans, backend=backend),
             scanned(probed),
         ),
         "rescore 132 candidates": (

@@ -234,8 +234,8 @@ class Segment(nn.Module):
         """
         assert filters.program is not None
         first = self.first_block * (BLOCK_WORDS // RUN_WORDS)  # the same runs whichever file the rows are in
-        runs = torch.arange(self.num_rows // (64 * RUN_WORDS), device=self.device)
-        runs = runs[(runs + first) % step == step // 2]
+        end = self.num_rows // (64 * RUN_WORDS)
+        runs = torch.arange(min((step // 2 - first) % step, end), end, step, device=self.device)
         places = (runs[:, None] * RUN_WORDS + torch.arange(RUN_WORDS, device=self.device)).flatten()
         room = self._room(-(-filters.num_filters * len(places) // max(self.num_words, 1)), most)
         words = room.flatten()[: filters.num_filters * len(places)].view(filters.num_filters, len(places))
@@ -250,7 +250,7 @@ class Segment(nn.Module):
             return program
         leaves = program.leaves.clone()
         bloom = leaves[:, 0] == LEAF_BLOOM
-        leaves[bloom, 1] = in_block(leaves[bloom, 1], self.first_block)
+        leaves[:, 1] = torch.where(bloom, in_block(leaves[:, 1], self.first_block), leaves[:, 1])
         return replace(program, leaves=leaves)
 
     def _optional(self, name: str) -> torch.Tensor | None:

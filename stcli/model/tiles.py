@@ -68,7 +68,7 @@ def evaluates_everywhere(model: Corpus, options: SearchOptions) -> bool:
     if options.filter_scope == "probed":
         return False
     small = model.num_words < LEAST_WORDS or bool(model.other_planners)
-    return options.filter_scope == "all" or options.exact or small or model.device.type == "cuda"
+    return options.filter_scope == "all" or options.exact or small
 
 
 def filters_at_once(model: Corpus, options: SearchOptions) -> int | None:

@@ -51,7 +51,7 @@ def filter_match(
     Raises:
         TensorError: a tensor has another dtype, shape or device than stated, or the program is not whole.
     """
-    form = dispatch.resolve(backend, matrix.own, kernel=places is None and program.max_depth <= _MOST_DEPTH)
+    form = dispatch.resolve(backend, matrix.own, kernel=program.max_depth <= MOST_DEPTH)
     values = dispatch.reads_values(form, matrix.own)
     num_words = check_program(matrix, program, values=values)
     if places is not None:
@@ -67,6 +67,8 @@ def filter_match(
         native.call(
             "stcli_filter_match", *native_program(matrix, program), places, num_words, out, native.num_threads()
         )
+    elif form == "cuda" and places is not None:
+        _cuda_places(matrix, program, places, out)
     elif form == "cuda":
         _cuda(matrix, program, out)
     else:
@@ -232,7 +234,8 @@ def native_program(matrix: BitMatrix, program: Program) -> list[torch.Tensor | i
 _MASK_BYTES = 1 << 24
 _THREADS = 256
 _STACK_BYTES = 48 << 10
-_MOST_DEPTH = _STACK_BYTES // (8 * BLOCK_WORDS) + 1
+MOST_DEPTH = _STACK_BYTES // (8 * BLOCK_WORDS) + 1
+"""Stack of the CUDA forms."""
 
 
 def _cuda(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
@@ -279,3 +282,48 @@ def _cuda(matrix: BitMatrix, program: Program, out: torch.Tensor) -> None:
             out,
             shared_bytes=warps * 8 * BLOCK_WORDS * below,
         )
+
+
+def _cuda_places(matrix: BitMatrix, program: Program, places: torch.Tensor, out: torch.Tensor) -> None:
+    """Each word is a cluster of its own, which every filter probes."""
+    every = torch.arange(out.numel() + 1, device=out.device)
+    offsets = (64 * torch.arange(matrix.own.shape[1] + 1, device=out.device)).clamp(max=matrix.num_items)
+    launch_probes(matrix, program, None, every[: len(out)], places.expand_as(out), offsets, every[1:].view_as(out), out)
+
+
+def launch_probes(
+    matrix: BitMatrix,
+    program: Program,
+    allowed: torch.Tensor | None,
+    filter_of_query: torch.Tensor,
+    probes: torch.Tensor,
+    offsets: torch.Tensor,
+    ends: torch.Tensor,
+    words: torch.Tensor,
+) -> None:
+    """Write the words of each pair of a query and a cluster; see `kernels/filter_probes.cu`."""
+    below = program.max_depth - 1
+    warps = min(_STACK_BYTES // (8 * 32 * max(below, 1)), _THREADS // 32)
+    cuda.launch(
+        "filter_probes.cu",
+        "filter_probes",
+        len(probes) if probes.numel() else 0,
+        32 * warps,
+        matrix.own,
+        matrix.own.shape[1],
+        matrix.bloom,
+        matrix.bloom_offsets,
+        matrix.num_hashes,
+        matrix.num_items,
+        program.leaves,
+        program.ops,
+        program.op_offsets,
+        allowed,
+        filter_of_query.contiguous(),
+        probes.contiguous(),
+        probes.shape[1],
+        offsets,
+        ends,
+        words,
+        shared_bytes=8 * 32 * warps * below,
+    )

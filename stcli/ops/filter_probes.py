@@ -8,7 +8,7 @@ import torch
 
 from stcli.ops import dispatch, native
 from stcli.ops.checks import Shapes, check_range
-from stcli.ops.filter_match import check_program, filter_match, native_program
+from stcli.ops.filter_match import MOST_DEPTH, check_program, filter_match, launch_probes, native_program
 from stcli.ops.segments import expand
 from stcli.types import BitMatrix, Program, Spans
 
@@ -42,17 +42,29 @@ def filter_probes(
     Raises:
         TensorError: a tensor has another dtype, shape or range than stated.
     """
-    form = dispatch.resolve(backend, matrix.own)
-    num_words = check_program(matrix, program, values=dispatch.reads_values(form, matrix.own))
+    form = dispatch.resolve(backend, matrix.own, kernel=program.max_depth <= MOST_DEPTH)
+    values = dispatch.reads_values(form, matrix.own)
+    num_words = check_program(matrix, program, values=values)
     shapes = Shapes()
     shapes.check("filter_of_query", filter_of_query, torch.int64, "B")
     shapes.check("probes", probes, torch.int64, "B P")
     shapes.check("offsets", offsets, torch.int64, "C+1")
     if allowed is not None:
         shapes.check("allowed", allowed, torch.int64, str(num_words))
-    check_range("filter_of_query", filter_of_query, len(program.op_offsets) - 1)
-    check_range("probes", probes, len(offsets) - 1)
-    return (_native if form == "native" else _torch)(matrix, program, filter_of_query, probes, offsets, allowed)
+    if values:
+        check_range("filter_of_query", filter_of_query, len(program.op_offsets) - 1)
+        check_range("probes", probes, len(offsets) - 1)
+    forms = {"torch": _torch, "native": _native, "cuda": _cuda}
+    return forms[form](matrix, program, filter_of_query, probes, offsets, allowed)
+
+
+def _places(
+    filter_of_query: torch.Tensor, probes: torch.Tensor, offsets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many words each pair has, and where they end among those of all; int64 [B, P] both."""
+    lengths = torch.where(offsets.diff() > 0, -(-offsets[1:] // 64) - offsets[:-1] // 64, 0)[probes.clamp(min=0)]
+    lengths.masked_fill_((probes < 0) | (filter_of_query < 0)[:, None], 0)
+    return lengths, lengths.flatten().cumsum(0).view_as(lengths)
 
 
 _GROUP_WORDS = 1 << 24
@@ -67,12 +79,9 @@ def _torch(
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
 ) -> Spans:
-    clusters = probes.clamp(min=0)
-    first_words = (offsets[:-1] // 64)[clusters]
-    lengths = torch.where(offsets.diff() > 0, -(-offsets[1:] // 64) - offsets[:-1] // 64, 0)[clusters]
-    lengths.masked_fill_((probes < 0) | (filter_of_query < 0)[:, None], 0)
-    ends = lengths.flatten().cumsum(0).view_as(lengths)
-    starts = (ends - lengths).masked_fill_(lengths == 0, -1)
+    lengths, ends = _places(filter_of_query, probes, offsets)
+    first_words = (offsets[:-1] // 64)[probes.clamp(min=0)]
+    starts = (ends - lengths).masked_fill(lengths == 0, -1)
     words = matrix.own.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
     num_filters, group = len(program.op_offsets) - 1, max(_GROUP_WORDS // max(matrix.own.shape[1], 1), 1)
     for first in range(0, num_filters, group):
@@ -108,3 +117,18 @@ def _native(
     words[-1] = 0
     native.call("stcli_filter_probes", *native_program(matrix, program), *pairs, allowed, words, native.num_threads())
     return Spans(words, starts)
+
+
+def _cuda(
+    matrix: BitMatrix,
+    program: Program,
+    filter_of_query: torch.Tensor,
+    probes: torch.Tensor,
+    offsets: torch.Tensor,
+    allowed: torch.Tensor | None,
+) -> Spans:
+    lengths, ends = _places(filter_of_query, probes, offsets)
+    # The host waits for the number of words, since the room for the largest that it may be is many times as much.
+    words = matrix.own.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
+    launch_probes(matrix, program, allowed, filter_of_query, probes, offsets, ends, words)
+    return Spans(words, (ends - lengths).masked_fill(lengths == 0, -1))

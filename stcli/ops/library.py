@@ -19,13 +19,14 @@ from torch import Tensor
 
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
+from stcli.ops.filter_probes import filter_probes
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
-from stcli.types import BitMatrix, Candidates, Program, Quantized
+from stcli.types import BitMatrix, Candidates, Program, Quantized, Spans
 
 _SCALARS = {Tensor: "Tensor", int: "SymInt", float: "float", bool: "bool"}
 
@@ -136,6 +137,10 @@ def _words(matrix: BitMatrix, program: Program, places: Tensor | None) -> Tensor
     return matrix.own.new_empty(program.op_offsets.shape[0] - 1, num_words)
 
 
+def _spans(matrix: BitMatrix, probes: Tensor, **_: Any) -> Spans:
+    return Spans(matrix.own.new_empty(torch.library.get_ctx().new_dynamic_size(min=1)), torch.empty_like(probes))
+
+
 def _probes(queries: Quantized, num_probes: int, **_: Any) -> Tensor:
     return queries.codes.new_empty(queries.scales.shape[0], num_probes, dtype=torch.int64)
 
@@ -151,6 +156,7 @@ def _best(rows: Tensor, scores: Tensor, k: int, **_: Any) -> Candidates:
 
 quantize_rows_op = _register(quantize_rows, _quantized)
 filter_match_op = _register(filter_match, _words)
+filter_probes_op = _register(filter_probes, _spans)
 choose_probes_op = _register(choose_probes, _probes)
 search_clusters_op = _register(search_clusters, _candidates)
 search_rows_op = _register(search_rows, _candidates)

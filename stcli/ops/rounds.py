@@ -25,6 +25,9 @@ LISTED_SHARE = 64
 FEW_QUERIES = 16
 """A batch of fewer leaves most of an `mma` tile empty."""
 
+NO_SPAN = -(2**63)
+"""As kernels/score.cuh has it."""
+
 WIDE_QUERIES = 64
 """Queries a cluster, on average, from which the wide tile pays."""
 
@@ -86,11 +89,14 @@ class Work:
         form: the kernel.
         tiles: int64 [T, 4], lines (first pair, end pair, first row, end row); empty where first pair = end pair.
         queries: int64 [pairs], the query of each pair, or None where pair p is query p.
+        span_lines: int64 [pairs], row r of a pair is bit r % 64 of word `span_lines + r // 64` of the spans; NO_SPAN
+            where every row is admitted; None without spans.
     """
 
     form: Form
     tiles: torch.Tensor
     queries: torch.Tensor | None
+    span_lines: torch.Tensor | None = None
 
 
 def bounds_of_rounds(first: int, end: int, growth: int) -> list[int]:
@@ -183,7 +189,13 @@ def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 
 
 def rounds_over_probes(
-    probes: torch.Tensor, offsets: torch.Tensor, num_rows: int, capacity: int, growth: int, fit: Fit
+    probes: torch.Tensor,
+    offsets: torch.Tensor,
+    num_rows: int,
+    capacity: int,
+    growth: int,
+    fit: Fit,
+    starts: torch.Tensor | None = None,
 ) -> Iterator[list[Work]]:
     """The rows of the probed clusters, nearest clusters first.
 
@@ -194,6 +206,7 @@ def rounds_over_probes(
         capacity: rows of the first round, about.
         growth: see `bounds_of_rounds`.
         fit: which kernels the device can run.
+        starts: int64 [B, P], of `Spans`, or None.
     """
     num_slots, num_clusters = probes.shape[1], len(offsets) - 1
     if not num_slots or not num_clusters or not len(probes):
@@ -201,16 +214,20 @@ def rounds_over_probes(
     mean = max(num_rows // num_clusters, 1)
     bounds = bounds_of_rounds(max(capacity // (4 * mean), 1), num_slots, growth)
     for begin, end in itertools.pairwise(bounds):
-        yield [_cluster_work(probes[:, begin:end], offsets, fit)]
+        yield [_cluster_work(probes[:, begin:end], offsets, fit, None if starts is None else starts[:, begin:end])]
 
 
-def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor, fit: Fit) -> Work:
+def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor, fit: Fit, spans: torch.Tensor | None) -> Work:
     """Tiles of the queries that probe the same cluster, times its rows."""
     num_clusters, num_pairs = len(offsets) - 1, probes.numel()
     each = num_pairs / num_clusters
     form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
     clusters = torch.where(probes < 0, num_clusters, probes).flatten()
-    queries = torch.sort(clusters, stable=True).indices // probes.shape[1]
+    order = torch.sort(clusters, stable=True).indices
+    lines = None
+    if spans is not None:
+        own = spans.flatten()[order]
+        lines = torch.where(own < 0, NO_SPAN, own - offsets[clusters[order]] // 64)
     counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=probes.device)
     counts.index_add_(0, clusters, torch.ones_like(clusters))
     starts = counts.cumsum(0) - counts
@@ -223,4 +240,4 @@ def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor, fit: Fit) -> Work
     first = starts[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
     end = torch.minimum(first + form.tile_queries, (starts + counts)[cluster])
     table = torch.stack([first, end, offsets[cluster], offsets[cluster + 1]], 1)
-    return Work(form, torch.where(used[:, None], table, 0), queries)
+    return Work(form, torch.where(used[:, None], table, 0), order // probes.shape[1], lines)

@@ -147,6 +147,8 @@ class _State:
             words,
             0 if words is None else words.shape[1],
             None if words is None else scan.filter_of_query,
+            None if work.span_lines is None or scan.spans is None else scan.spans.words,
+            work.span_lines,
             None if excluded is None else excluded.values,
             None if excluded is None else excluded.begins,
             None if excluded is None else excluded.ends,
@@ -205,4 +207,5 @@ def _part(scan: Scan, queries: torch.Tensor) -> Scan:
         excluded=None if scan.excluded is None else scan.excluded.take(queries),
         bounds=None if scan.bounds is None else (scan.bounds[0][queries], scan.bounds[1][queries]),
         floors=None if scan.floors is None else scan.floors[queries],
+        spans=None if scan.spans is None else replace(scan.spans, starts=scan.spans.starts[queries]),
     )

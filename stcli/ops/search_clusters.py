@@ -57,7 +57,7 @@ def search_clusters(
         InputError: k0 is below 1.
     """
     scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, spans=spans)
-    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES and spans is None)
+    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
     shapes = scan.check(values=reads_values(form, queries.codes))
     shapes.check("probes", probes, torch.int64, "B P")
     if spans is not None:
@@ -69,7 +69,11 @@ def search_clusters(
         return _cuda(scan, probes)
     if form == "native":
         return run_native(scan, "search_clusters", probes, probes.shape[1])
-    return scan.run(_tiles(probes, index.clusters.offsets, None if spans is None else spans.starts))
+    return scan.run(_tiles(probes, index.clusters.offsets, _starts(scan)))
+
+
+def _starts(scan: Scan) -> torch.Tensor | None:
+    return None if scan.spans is None else scan.spans.starts
 
 
 def _tiles(probes: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor | None = None) -> Iterator[Tile]:
@@ -89,5 +93,6 @@ def _tiles(probes: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor | N
 def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
     capacity = capacity_for(num_rows, scan.k0)
-    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth_for(scan.k0, capacity), fit(scan))
-    return run_cuda(scan, rounds, capacity, lambda part, lost: part.run(_tiles(probes[lost], offsets)))
+    growth = growth_for(scan.k0, capacity)
+    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth, fit(scan), _starts(scan))
+    return run_cuda(scan, rounds, capacity, lambda part, lost: part.run(_tiles(probes[lost], offsets, _starts(part))))

@@ -86,6 +86,8 @@ def score(case: Case, form: Form, queries, tiles, thresholds, counts, keys, seed
             case.words,
             0 if case.words is None else case.words.shape[1],
             None if case.words is None else case.filter_of_query,
+            None,
+            None,
             *excluded,
             queries,
             tiles,

@@ -14,6 +14,7 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs,
 CEILINGS = {
     "filter_leaves": 64,
     "filter_match": 48,
+    "filter_probes": 48,
     "rescore": 40,
     "score_dp4a": 80,
     "score_mma": 128,

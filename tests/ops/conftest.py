@@ -8,7 +8,15 @@ from tests.emulation.emulate import COMPILER, WHY_MISSING
 
 LEVELS = {"native-portable": 0, "native-avx2": 1, "native-avx512": 2}
 
-HAVE_KERNELS = ("choose_probes", "filter_match", "rescore", "search_clusters", "search_rows", "verify_terms")
+HAVE_KERNELS = (
+    "choose_probes",
+    "filter_match",
+    "filter_probes",
+    "rescore",
+    "search_clusters",
+    "search_rows",
+    "verify_terms",
+)
 """For the other operations `cuda` is torch on the GPU, so that its test would be that of torch once more."""
 
 

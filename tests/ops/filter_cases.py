@@ -7,7 +7,9 @@ import random
 
 import torch
 
+from stcli.ops.build_bit_matrix import build_bit_matrix
 from stcli.types import OP_AND, OP_NOT, OP_OR, MatrixPlan, Postings, Program, TermProgram
+from tests import oracles_filter
 
 
 def postings(items: list[list[int]]) -> Postings:
@@ -118,3 +120,27 @@ def random_leaves(rng: random.Random, plan: MatrixPlan, num_random: int = 8) -> 
         if len(plan.own_row):
             leaves.append((3, rng.randrange(len(plan.own_row)), 0, 0))
     return leaves
+
+
+def probed_case(seed, num_items, num_clusters, num_queries=9, num_probes=4, with_allowed=False):
+    """Arguments of filter_probes, and what a query may get of each item, bool [F, N]."""
+    rng = random.Random(seed)
+    items, plan = random_items(rng, num_items, 30), random_plan(rng, 30)
+    leaves = random_leaves(rng, plan)
+    program = make_program(leaves, [random_ops(rng, len(leaves), rng.randint(1, 6)) for _ in range(5)])
+    own, blocks = oracles_filter.bit_matrix(items, plan)
+    words = torch.from_numpy(
+        oracles_filter.words_of(oracles_filter.filter_match(own, blocks, plan.num_hashes, program))
+    )
+    cuts = sorted(rng.randint(0, num_items) for _ in range(num_clusters - 1))
+    offsets = torch.tensor([0, *cuts, num_items])
+    filter_of_query = torch.tensor([rng.randrange(-1, 5) for _ in range(num_queries)]).long()
+    chosen = [rng.sample(range(num_clusters), min(num_probes, num_clusters)) for _ in range(num_queries)]
+    probes = torch.tensor([[c if rng.random() < 0.9 else -1 for c in line] for line in chosen]).long()
+    allowed = torch.randint(-(2**62), 2**62, (words.shape[1],)) if with_allowed else None
+    matrix = build_bit_matrix(postings(items), plan, backend="torch")
+    return (
+        (matrix, program, filter_of_query, probes.view(num_queries, min(num_probes, num_clusters)), offsets),
+        allowed,
+        words,
+    )

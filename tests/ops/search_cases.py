@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from stcli.types import Clusters, Lines, Quantized, SearchIndex
+from stcli.types import Clusters, Lines, Quantized, SearchIndex, Spans
 from tests import oracles_search as oracle
 
 
@@ -136,6 +136,18 @@ NAMED = {
 
 def named_case(name: str) -> Case:
     return make_case(len(name), **NAMED[name])
+
+
+def spans_of(case: Case, mine: torch.Tensor) -> Spans:
+    """The words of a case cut out for each pair of a query, bool [B], and a cluster that it probes."""
+    starts, words = torch.full_like(case.probes, -1), []
+    for query, line in enumerate(case.probes.tolist()):
+        for slot, cluster in enumerate(line):
+            begin, end = case.index.clusters.offsets[cluster : cluster + 2].tolist() if cluster >= 0 else (0, 0)
+            if begin < end and mine[query]:
+                starts[query, slot] = len(words)
+                words += case.words[case.filter_of_query[query], begin // 64 : -(-end // 64)].tolist()
+    return Spans(torch.tensor([*words, 0]), starts)
 
 
 @functools.cache

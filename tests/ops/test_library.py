@@ -8,6 +8,7 @@ import torch
 from stcli.ops import library
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
+from stcli.ops.filter_probes import filter_probes
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
@@ -39,6 +40,14 @@ def calls():
         "quantize_rows": call(quantize_rows, normal(7, 20)),
         "quantize_rows_wide": call(quantize_rows, normal(7, 20), scale=0.5, pad_to=64),
         "filter_match": call(filter_match, matrix, program),
+        "filter_probes": call(
+            filter_probes,
+            matrix,
+            program,
+            torch.tensor([0, -1, 2]),
+            torch.tensor([[0, 1], [1, 0], [1, -1]]),
+            torch.tensor([0, 2000, 5000]),
+        ),
         "choose_probes": call(choose_probes, case.queries, centroids, num_probes=3),
         "choose_probes_reaching": call(
             choose_probes, case.queries, centroids, num_probes=3, reaches=centroids.scales * 0.1

@@ -5,8 +5,8 @@ import torch
 
 from stcli.errors import InputError, TensorError
 from stcli.ops.search_clusters import search_clusters
-from stcli.types import Clusters, Lines, Quantized, SearchIndex, Spans
-from tests.ops.search_cases import NAMED, Case, expected, make_case, named_case
+from stcli.types import Clusters, Lines, Quantized, SearchIndex
+from tests.ops.search_cases import NAMED, Case, expected, make_case, named_case, spans_of
 
 
 def search(case: Case, form: str, **changes):
@@ -24,18 +24,6 @@ def test_equals_the_loop(name, form):
     assert found.scores.dtype == torch.float32
     assert found.rows.tolist() == rows
     assert found.scores.tolist() == scores
-
-
-def spans_of(case: Case, mine: torch.Tensor) -> Spans:
-    """The words of a case cut out for each pair of a query, bool [B], and a cluster that it probes."""
-    starts, words = torch.full_like(case.probes, -1), []
-    for query, line in enumerate(case.probes.tolist()):
-        for slot, cluster in enumerate(line):
-            begin, end = case.index.clusters.offsets[cluster : cluster + 2].tolist() if cluster >= 0 else (0, 0)
-            if begin < end and mine[query]:
-                starts[query, slot] = len(words)
-                words += case.words[case.filter_of_query[query], begin // 64 : -(-end // 64)].tolist()
-    return Spans(torch.tensor([*words, 0]), starts)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if NAMED[name].get("filters")])
