@@ -135,3 +135,8 @@ def make_terms(num_items: int, device: torch.device) -> Postings:
 def quantized(corpus: Corpus, count: int, backend: str) -> Quantized:
     """The first queries."""
     return quantize_rows(corpus.queries[:count], backend=backend)
+
+
+def batch_for(k: int, batch: int) -> int:
+    """Fewer queries where each has many results."""
+    return batch if k < 10_000 else max(batch // 4, 1)

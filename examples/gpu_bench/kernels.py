@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from gpu_bench.corpora import TERMS_AN_ITEM, Corpus, quantized
+from gpu_bench.corpora import TERMS_AN_ITEM, Corpus, batch_for, quantized
 from gpu_bench.record import Record, seconds_of, wait
+from stcli.model.planner import default_candidates
 from stcli.ops import cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
@@ -80,7 +81,13 @@ def measure_ceilings(record: Record, small: bool) -> dict[str, float]:
 
 
 def measure_kernels(
-    record: Record, corpus: Corpus, ceilings: dict[str, float], backend: str, batch: int, more: Callable[[], bool]
+    record: Record,
+    corpus: Corpus,
+    ceilings: dict[str, float],
+    backend: str,
+    batch: int,
+    ks: tuple[int, ...],
+    more: Callable[[], bool],
 ) -> None:
     """Each operation once as a whole and, on a GPU, its kernels one by one, with bytes and operations."""
     index, num_items, dim = corpus.index, corpus.num_items, corpus.index.codes.shape[1]
@@ -101,6 +108,14 @@ def measure_kernels(
     def scanned(pairs: int) -> dict[str, float]:
         return {"ops": 2.0 * pairs * dim, "bytes": float(min(pairs, num_items * -(-batch // 128)) * dim)}
 
+    def all_rows(k: int) -> tuple[Callable[[], Any], dict[str, float]]:
+        count, k0 = batch_for(k, batch), min(default_candidates(k), num_items)
+        some = quantized(corpus, count, backend)
+        return (
+            lambda: search_rows(some, index, None, none[:count], k0=k0, backend=backend),
+            scanned(count * num_items),
+        )
+
     works: dict[str, tuple[Callable[[], Any], dict[str, float]]] = {
         f"quantize_rows {batch} queries": (
             lambda: quantize_rows(corpus.queries[:batch], backend=backend),
@@ -118,10 +133,7 @@ def measure_kernels(
             lambda: choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=backend),
             scanned(batch * (len(clusters.offsets) - 1)),
         ),
-        "search_rows, no filter": (
-            lambda: search_rows(queries, index, None, none, k0=132, backend=backend),
-            scanned(batch * num_items),
-        ),
+        **{f"search_rows, no filter, k={k}": all_rows(k) for k in ks},
         "search_rows, filters": (
             lambda: search_rows(queries, index, words, lines, k0=132, backend=backend),
             scanned(batch * num_items),
@@ -151,18 +163,31 @@ def measure_kernels(
         if not more():
             record.skipped.append(f"kernels: {name}")
             continue
-        seconds = seconds_of(record.device, work, most=2.0)
-        record.add(
-            "operations", f"{corpus.name} {num_items:,}: {name}", ms=1e3 * seconds, **shares(cost, seconds, ceilings)
-        )
-        if record.device.type == "cuda" and cuda.runs_on(record.device):
-            timed = Timed(cuda.real_launcher())
-            with cuda.launching_with(timed):
-                work()
-            wait(record.device)
-            for kernel, ms in timed.milliseconds().items():
-                own = cost if "score" in kernel or kernel.split("_")[0] in name else {}
-                record.add("kernels", f"{name}: {kernel}", ms=ms, **shares(own, ms / 1e3, ceilings))
+        with record.guard(f"kernels: {name}"):
+            seconds = seconds_of(record.device, work, most=2.0)
+            record.add(
+                "operations",
+                f"{corpus.name} {num_items:,}: {name}",
+                ms=1e3 * seconds,
+                **shares(cost, seconds, ceilings),
+            )
+            if cuda.runs_on(record.device):
+                measure_launches(record, name, work, cost, ceilings)
+
+
+def measure_launches(
+    record: Record, name: str, work: Callable[[], Any], cost: dict[str, float], ceilings: dict[str, float]
+) -> None:
+    """The kernels of an operation, each with its share of the time that all of them take."""
+    timed = Timed(cuda.current_launcher())
+    with cuda.launching_with(timed):
+        work()
+    wait(record.device)
+    found = timed.milliseconds()
+    for kernel, ms in found.items():
+        own = cost if "score" in kernel or kernel.split("_")[0] in name else {}
+        share = ms / (sum(found.values()) or 1)
+        record.add("kernels", f"{name}: {kernel}", ms=ms, share=share, **shares(own, ms / 1e3, ceilings))
 
 
 def shares(cost: dict[str, float], seconds: float, ceilings: dict[str, float]) -> dict[str, float]:

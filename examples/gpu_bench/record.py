@@ -46,22 +46,28 @@ class Record:
         print(f"{stage:>10}  {name:<58} {show(values)}", flush=True)
 
     @contextmanager
+    def guard(self, name: str) -> Iterator[None]:
+        """What fails in here, for want of memory perhaps, is written down and costs nothing else."""
+        try:
+            yield
+        except Exception as error:
+            self.skipped.append(f"{name}: failed with {error!r}"[:500])
+            traceback.print_exc()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
     def stage(self, name: str, needs: float) -> Iterator[Callable[[], bool]]:
         """A stage that is only worth starting with `needs` seconds left; whatever fails in it is written down.
 
         Yields a function that tells whether there is still time for one more measurement of the stage.
         """
-        try:
+        with self.guard(name):
             if self.left() < needs:
                 self.skipped.append(f"{name}: {self.left():.0f} s left, it needs {needs:.0f}")
                 yield lambda: False
             else:
                 yield lambda: self.left() > needs / 4
-        except Exception as error:  # a stage that fails must not cost the others
-            self.skipped.append(f"{name}: failed with {error!r}"[:500])
-            traceback.print_exc()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
         self.write()
 
     def write(self) -> None:

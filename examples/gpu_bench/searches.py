@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
-from gpu_bench.corpora import Corpus, quantized
+from gpu_bench.corpora import Corpus, batch_for, quantized
 from gpu_bench.kernels import scratch
 from gpu_bench.record import Record, seconds_of
+from stcli.model.planner import default_candidates
 from stcli.ops import cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
@@ -33,7 +34,7 @@ def search(corpus: Corpus, batch: int, k: int, probes: int | None, filtered: boo
         torch.arange(batch, device=vectors.device) if filtered else vectors.new_full((batch,), -1, dtype=torch.int64)
     )
     words = filter_match(corpus.matrix, corpus.program, backend=backend) if filtered else None
-    k0 = min(max(k + 32, int(1.3 * k)), corpus.num_items)
+    k0 = min(default_candidates(k), corpus.num_items)
     if probes is None:
         found = search_rows(queries, corpus.index, words, lines, k0=k0, backend=backend)
     else:
@@ -81,11 +82,12 @@ def measure_searches(
     """Vectors per second, exact and probed, filtered and not, beside the baseline at the same k."""
     for k in ks:
         for filtered in (False, True):
-            if more():
-                size = batch if k < 10_000 else max(batch // 4, 1)
-                _measure_one(record, corpus, backend, size, k, filtered, more)
-            else:
-                record.skipped.append(f"search: {corpus.name} {corpus.num_items:,} k={k} filtered={filtered}")
+            name = f"search: {corpus.name} {corpus.num_items:,} k={k} filtered={filtered}"
+            if not more():
+                record.skipped.append(name)
+                continue
+            with record.guard(name):
+                _measure_one(record, corpus, backend, batch_for(k, batch), k, filtered, more)
 
 
 def _measure_one(
@@ -174,13 +176,13 @@ def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int, 
         if not more():
             record.skipped.append(f"ablations: {name}")
             continue
-        seconds = seconds_of(device, work, repeat=3, most=2.0)
-        record.add(
-            "ablations",
-            f"{corpus.name} {corpus.num_items:,}: {name}",
-            ms=1e3 * seconds,
-            scratch_bytes=scratch(device, work),
-        )
+        with record.guard(f"ablations: {name}"):
+            record.add(
+                "ablations",
+                f"{corpus.name} {corpus.num_items:,}: {name}",
+                ms=1e3 * seconds_of(device, work, repeat=3, most=2.0),
+                scratch_bytes=scratch(device, work),
+            )
     if more():
         got = probe_then_filter().sum(1).float()
         short = float((got < 100).float().mean())

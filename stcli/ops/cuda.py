@@ -137,8 +137,16 @@ def launch(
             raise DeviceError(
                 f"{kernel}: contiguous tensors on one device expected, got {tensor.stride()} on {tensor.device}"
             )
-    launcher = _stand_in or real_launcher()
-    launcher.launch(kernel_folder() / source, kernel, grid, threads, shared_bytes, arguments)
+    current_launcher().launch(kernel_folder() / source, kernel, grid, threads, shared_bytes, arguments)
+
+
+def current_launcher() -> Launcher:
+    """What runs the kernels: CuPy, or what `launching_with` has put in its place.
+
+    Raises:
+        DeviceError: kernels cannot run here.
+    """
+    return _stand_in or real_launcher()
 
 
 @functools.cache

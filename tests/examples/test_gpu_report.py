@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 import gpu_report
+from gpu_bench import kernels, searches
 from gpu_bench.record import Record
+from stcli.ops import cuda
+from tests.emulated import Emulated
+from tests.emulation.emulate import COMPILER, WHY_MISSING
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "gpu_report.py"
 
@@ -23,7 +28,6 @@ def report(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", words)
         gpu_report.main()
         printed = capsys.readouterr()
-        assert "Traceback" not in printed.err, printed.err
         return json.loads((tmp_path / "report.json").read_text()), printed.out
 
     return run
@@ -42,10 +46,51 @@ def test_all_stages(report, tmp_path):
     assert page.count("<table>") == 6
 
 
+class Event:
+    """Of a device that takes a millisecond for everything."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1.0
+
+
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+def test_with_the_kernels(report, monkeypatch):
+    """What a GPU runs beside: its kernels one by one, and dp4a against mma."""
+    monkeypatch.setitem(gpu_report.SIZES, "toy", ((600,), 20, (3,), 300))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for module in (gpu_report, kernels, searches):
+        monkeypatch.setattr(module, "seconds_of", lambda device, work, **_: 1e-3 if work() is not None else None)
+    with cuda.launching_with(Emulated()):
+        data, _ = report("--backend", "cuda")
+    assert data["skipped"] == []
+    rows = [row for row in data["rows"] if row["stage"] == "kernels"]
+    launched = {row["name"].rpartition(" ")[2] for row in rows}
+    assert launched == {
+        "filter_leaves", "filter_match", "filter_probes", "rescore", "score_dp4a", "score_mma_narrow",
+        "score_mma_narrow_bounds", "select_keys", "sort_keys", "verify_terms",
+    }  # fmt: skip
+    assert all(0 < row["share"] <= 1 for row in rows)
+    assert sum("with mma" in row["name"] or "with dp4a" in row["name"] for row in data["rows"]) == 2
+
+
 def test_no_time_left(report):
     data, out = report("--seconds", "0")
     assert data["rows"] == []
     assert len(data["skipped"]) == 4
+    assert "left out: ceilings" in out
+
+
+def test_a_measurement_that_does_not_end_is_given_up(report, monkeypatch):
+    monkeypatch.setattr(gpu_report, "GRACE", -19.5)  # in half a second, with time left for other stages
+    monkeypatch.setattr(gpu_report, "measure_ceilings", lambda record, small: time.sleep(60))
+    data, out = report("--seconds", "20")
+    assert data["skipped"][0] == "ceilings: failed with TimeoutError('the time is used up')"
     assert "left out: ceilings" in out
 
 

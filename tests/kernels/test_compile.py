@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -26,6 +27,8 @@ CEILINGS = {
     "verify_terms": 40,
 }
 """Registers of a thread: at 256 threads a block, 128 let two blocks run on a multiprocessor, 80 three, 64 four."""
+
+PEAK = Path(__file__).parents[2] / "examples" / "gpu_bench" / "mma_peak.cu"
 
 FILES = sorted(path.name for path in KERNELS.glob("*.cu"))
 
@@ -63,6 +66,14 @@ def test_registers_and_spills(file, capability):
     for kernel, stack, stores, loads, registers in found:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{kernel} spills"
         assert int(registers) <= CEILINGS[kernel], f"{kernel} uses {registers} registers"
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
+def test_the_ceiling_of_the_gpu_report(capability):
+    """Were its sums spilled or its products optimized away, it would be no ceiling."""
+    log = compile_for(PEAK.read_text(encoding="utf-8"), PEAK.name, capability)
+    assert "warning" not in log, log
+    assert "0 bytes spill stores" in log
 
 
 def test_the_check_is_real():
