@@ -252,7 +252,7 @@ def test_results_do_not_depend_on_how_words_are_tiled(corpus, monkeypatch):
     filters = [f"price < {number / 7}" for number in range(len(queries))]
     whole = model(queries, filters, 30)
     monkeypatch.setattr(model, "tile_queries", 5)
-    monkeypatch.setattr(search, "SLOTS", 100)
+    monkeypatch.setattr(search, "HOST_SLOTS", 100)
     assert same(whole, model(queries, filters, 30))
     monkeypatch.setattr(type(model), "filters_at_once", 3)
     assert same(whole, model(queries, filters, 30))
