@@ -15,7 +15,7 @@ POINTS_A_LIST = 128
 """Training points of k-means; Faiss itself takes up to 256, which costs twice the time for the same recall here."""
 
 ROUNDS = 10
-"""Of k-means; Faiss itself takes 25, which costs over twice the time for the same recall here."""
+"""Of k-means; as many as Faiss itself takes for an IVF index."""
 
 SCALAR_SAMPLE = 200_000
 
