@@ -84,6 +84,19 @@ class FilterWriter {
     left.exact = (left.exact && right.exact) || (left.rows.constant >= 0 && left.rows.constant == left.terms.constant);
   }
 
+  // The intervals, ascending by their start, made disjoint and apart.
+  static void merge(std::vector<Interval>& found) {
+    size_t kept = 0;
+    for (const Interval& ranks : found) {
+      if (ranks.low >= ranks.high) continue;
+      if (kept && ranks.low <= found[kept - 1].high)
+        found[kept - 1].high = std::max(found[kept - 1].high, ranks.high);
+      else
+        found[kept++] = ranks;
+    }
+    found.resize(kept);
+  }
+
   // "Has a value in one of some intervals of ranks", ascending by their start. `upper`: the rows hold for every eligible
   // item, else for eligible items only. False where the paper's form cannot express it.
   bool leaf(const FilterFeature& feature, std::vector<Interval>& found, bool upper, Part& part) {
@@ -105,22 +118,13 @@ class FilterWriter {
     return write_rows(feature, found, upper || matrix_.paper, part);
   }
 
+  // A row leaf that no item has.
+  void push_none() { push(LEAF_NONE, 0); }
+
  private:
   // As in stcli/types.py and stcli/filters/bounds.py.
-  enum { LEAF_OWN = 2, LEAF_BLOOM = 3, LEAF_LESS = 4, LEAF_EQUAL = 5 };
+  enum { LEAF_NONE = 1, LEAF_OWN = 2, LEAF_BLOOM = 3, LEAF_LESS = 4, LEAF_EQUAL = 5 };
   static constexpr int64_t MAX_BLOOM_TERMS = 256;
-
-  static void merge(std::vector<Interval>& found) {
-    size_t kept = 0;
-    for (const Interval& ranks : found) {
-      if (ranks.low >= ranks.high) continue;
-      if (kept && ranks.low <= found[kept - 1].high)
-        found[kept - 1].high = std::max(found[kept - 1].high, ranks.high);
-      else
-        found[kept++] = ranks;
-    }
-    found.resize(kept);
-  }
 
   void push(int64_t kind, int64_t a, int64_t b = 0, int64_t c = 0) {
     rows.ops.push_back(PUSH);

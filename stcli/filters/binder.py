@@ -7,17 +7,19 @@ and only the distinct lines are written.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stcli.errors import FilterError, InputError
+from stcli.filters.bind_filters import Source, bind_filters
 from stcli.filters.bounds import Bounder, Unknown, find_feature, resolve
 from stcli.filters.clause import BoundClause, ClausePlan, Operands
 from stcli.filters.layout import Layout
 from stcli.filters.lexicon import Placeholder, Value
 from stcli.filters.literals import Literals
 from stcli.filters.pieces import Code, Ops, Pieces, join_pieces
+from stcli.filters.program import FilterBatch
 from stcli.filters.ragged import distinct_rows
 from stcli.filters.template import Template
 from stcli.filters.tree import MAX_TERMS, And, Between, Compare, In, Node, Not, Or
@@ -96,14 +98,28 @@ class Binder:
             found.setdefault(query, FilterError(message, self._template.text))
         return dict(sorted(found.items()))
 
+    def batch(self, operands: Sequence[Operands], num_queries: int, also: BoundClause | None = None) -> FilterBatch:
+        """Write the programs of the distinct filters; `also` is one more clause, ANDed."""
+        remaining = iter(operands)
+        sources: list[Source] = [
+            (source, next(remaining)) if isinstance(source, ClausePlan) else source.pieces for source in self._sources
+        ]
+        given = sources if also is None else [*sources, also]
+        made = bind_filters(self._program(also), given, num_queries, self._layout)
+        if made is None:
+            bound = self.bind(operands, num_queries, also)
+            return FilterBatch.of(bound.filter_of_query, bound.filters, int(bound.unknown_values.sum()))
+        unknown = num_queries * sum(source.unknown_values for source in self._sources if isinstance(source, _Static))
+        unknown += int(also.unknown_values.sum()) if also is not None else 0
+        return replace(made, unknown_values=made.unknown_values + unknown)
+
     def bind(self, operands: Sequence[Operands], num_queries: int, also: BoundClause | None = None) -> Bound:
-        """Write the distinct filters; `also` is one more clause, ANDed."""
-        ops, remaining = list(self._ops), iter(operands)
+        """The definition of `batch`, up to the programs; in numpy."""
+        remaining = iter(operands)
         parts: list[BoundClause | _Static] = [
             source.bind(next(remaining)) if isinstance(source, ClausePlan) else source for source in self._sources
         ]
         if also is not None:
-            ops += [len(parts), OP_AND] if ops else [len(parts)]
             parts.append(also)
         columns = [part.codes for part in parts if isinstance(part, BoundClause)]
         table = np.stack(columns, 1) if columns else np.zeros((num_queries, 0), np.int64)
@@ -115,13 +131,19 @@ class Binder:
             pushed.append(np.where(codes >= 0, first + codes, 0))
             pieces.append(part.pieces)
             first += len(part.pieces.exact)
-        order = _ordered(ops, pushed, len(lines))
+        order = _ordered(self._program(also), pushed, len(lines))
         left = order.any(1)
         number = np.where(left, np.cumsum(left) - 1, -1)
         unknown = np.zeros(num_queries, np.int64)
         for part in parts:
             unknown += part.unknown_values
         return Bound(join_pieces(pieces).arrange(order[left]), number[line_of_query], unknown)
+
+    def _program(self, also: BoundClause | None) -> list[int]:
+        """The template in postfix order; with one more clause, ANDed, which is the last source."""
+        if also is None:
+            return self._ops
+        return [*self._ops, len(self._sources), OP_AND] if self._ops else [0]
 
     def _compile(self, node: Node, upper: bool) -> None:
         """Append a node to the program; `upper`: it stands under an even number of NOTs."""

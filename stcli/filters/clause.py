@@ -66,12 +66,15 @@ class ClausePlan:
         upper: an upper bound is wanted, since the clause stands under an even number of NOTs.
         text: of the template, for messages.
 
+    Attributes:
+        leaf, feature, upper: as given.
+
     Raises:
         InputError: a literal of another type than the feature.
     """
 
     def __init__(self, leaf: Compare | In | Between, feature: Feature, layout: Layout, upper: bool, text: str) -> None:
-        self._leaf, self._feature, self._text = leaf, feature, text
+        self.leaf, self.feature, self.upper, self._text = leaf, feature, upper, text
         self._speller = Speller(feature, layout, upper)
         given = leaf.values if isinstance(leaf, In) else (leaf.low, leaf.high) if isinstance(leaf, Between) else ()
         self._operands = [
@@ -92,7 +95,7 @@ class ClausePlan:
                 column = literals[operand.name]
                 self._check_type(operand, column)
                 operands.owners.append(np.repeat(queries, column.lengths))
-                operands.ranks.append(find_ranks(column, self._feature))
+                operands.ranks.append(find_ranks(column, self.feature))
                 operands.dropped[column.null] = True
             else:
                 before, after = (np.full(num_queries, rank) for rank in operand)
@@ -101,19 +104,19 @@ class ClausePlan:
         for operand, owners, ranks in zip(self._operands, operands.owners, operands.ranks, strict=True):
             for place in np.flatnonzero(ranks.refused & ~operands.dropped[owners]).tolist():
                 assert isinstance(operand, Placeholder)
-                message = why_refused(literals[operand.name], self._feature, place)
+                message = why_refused(literals[operand.name], self.feature, place)
                 operands.refused.setdefault(int(owners[place]), self._error(operand, message))
         return operands
 
     def bind(self, operands: Operands) -> BoundClause:
         """Number the distinct sets of values and write each of them."""
-        if isinstance(self._leaf, In):
+        if isinstance(self.leaf, In):
             runs, codes, unknown = self._listed(operands)
         else:
             runs, codes, unknown = self._interval(operands)
         rows, leaves, exact = self._speller.spell(runs)
         count = len(exact)
-        first = self._feature.first_term
+        first = self.feature.first_term
         spans = np.stack([first + runs.lows, first + runs.highs], 1).astype(np.int32)
         terms = Ops(np.arange(count, dtype=np.int32), np.ones(count, np.int64), count)
         pieces = Pieces(rows, leaves, terms, spans, np.diff(runs.offsets), exact)
@@ -126,7 +129,7 @@ class ClausePlan:
         """The distinct intervals of a comparison or BETWEEN; codes and unknown values of the queries not dropped."""
         kept = [~operands.dropped[owners] for owners in operands.owners]
         before, after = operands.ranks[0].before[kept[0]], operands.ranks[-1].after[kept[-1]]
-        num_terms, op = self._feature.num_terms, self._leaf.op if isinstance(self._leaf, Compare) else "BETWEEN"
+        num_terms, op = self.feature.num_terms, self.leaf.op if isinstance(self.leaf, Compare) else "BETWEEN"
         if op in ("=", "BETWEEN"):
             low, high = before, after
         elif op in ("<", "<="):
@@ -158,7 +161,7 @@ class ClausePlan:
         return Runs(lows, highs, np.searchsorted(edges, offsets)), codes, unknown
 
     def _check_type(self, placeholder: Placeholder, column: Literals) -> None:
-        name, feature = placeholder.name, self._feature
+        name, feature = placeholder.name, self.feature
         if column.is_list and not placeholder.many:
             raise self._error(
                 placeholder,

@@ -57,6 +57,14 @@ class Layout:
     features: dict[str, FeatureLayout]
     paper: bool = False
 
+    def numbers(self, feature: Feature) -> list[int]:
+        """A feature as `FilterFeature` in `kernels/filter_values.h` has it, from `first_term` to `bits`."""
+        place = self.features[feature.name]
+        (smallest, bits), (largest, _) = place.slices or ((0, 0), (0, 0))
+        return [
+            feature.first_term, feature.num_terms, int(feature.multi), place.presence_row, smallest, largest, bits
+        ]  # fmt: skip
+
 
 def plan_layout(
     vocabulary: Vocabulary,

@@ -190,7 +190,7 @@ class Pieces:
         )
 
     def program(self) -> Program:
-        """The row programs, one a piece; each distinct leaf once."""
+        """The row programs, one a piece; each distinct leaf once, in the order in which the operations name them."""
         pushes = self.rows.ops >= 0
         named = self.rows.ops[pushes]
         used = np.zeros(len(self.leaves), bool)
@@ -198,10 +198,14 @@ class Pieces:
         leaves, numbers = distinct_rows(self.leaves[used])
         codes = np.zeros(len(used), np.int32)
         codes[used] = numbers
+        codes = codes[named]
+        first = np.zeros(len(leaves), np.int64)
+        first[codes[::-1]] = np.arange(len(codes))[::-1]  # where a leaf is named first is written last
+        order = np.argsort(first)
         ops = self.rows.ops.copy()
-        ops[pushes] = codes[named]
+        ops[pushes] = np.argsort(order)[codes]
         rows = Ops(ops, self.rows.lengths, len(leaves))
-        return Program(leaves=torch.from_numpy(leaves.copy()), exact=torch.from_numpy(self.exact), **rows.finish())
+        return Program(leaves=torch.from_numpy(leaves[order]), exact=torch.from_numpy(self.exact), **rows.finish())
 
     def term_program(self) -> TermProgram:
         """The term programs, one a piece."""

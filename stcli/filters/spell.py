@@ -39,13 +39,13 @@ class _Parts:
     """Parts of sets, to be ORed: a part is one leaf, or "the code is not below `begin`, and below `end`".
 
     Attributes:
-        owners: int64 [P], the set.
+        keys: int64 [P], `set << 32 | run`; the parts of a set stand in the order of its runs.
         ends, begins: int64 [n, 4], leaves of the parts that have an end, and of those that have a beginning; a part
             without beginning is the leaf `ends`.
         has_end, has_begin: bool [P].
     """
 
-    owners: np.ndarray
+    keys: np.ndarray
     ends: np.ndarray
     begins: np.ndarray
     has_end: np.ndarray
@@ -88,22 +88,23 @@ class Speller:
         exact = whole | (num_bloom == 0)
         replaced = whole | beyond if self._upper else whole
         presence = (LEAF_OWN, self._presence) if self._presence >= 0 else (LEAF_ALL, 0)
-        parts = [_leaves(np.flatnonzero(replaced), *presence)]
+        parts = [_leaves(np.flatnonzero(replaced) << 32, *presence)]
         kept = ~replaced[owners]
-        lows, highs, owners, single = lows[kept], highs[kept], owners[kept], single[kept]
+        keys = (owners << 32 | np.arange(len(owners)))[kept]
+        lows, highs, single = lows[kept], highs[kept], single[kept]
         if self._slices is None:
-            parts.append(self._terms(owners, lows, highs))
+            parts.append(self._terms(keys, lows, highs))
         else:
             alone = single & ((self._own_row[lows] >= 0) | self._feature.multi)
-            parts.append(self._terms(owners[alone], lows[alone], highs[alone]))
-            parts += self._sliced(owners[~alone], lows[~alone] + 1, highs[~alone] + 1, exact)
+            parts.append(self._terms(keys[alone], lows[alone], highs[alone]))
+            parts += self._sliced(keys[~alone], lows[~alone] + 1, highs[~alone] + 1, exact)
         spelled = np.zeros(len(exact), bool)
         for part in parts:
-            spelled[part.owners] = True
-        parts.append(_leaves(np.flatnonzero(~spelled), LEAF_NONE, 0))
+            spelled[part.keys >> 32] = True
+        parts.append(_leaves(np.flatnonzero(~spelled) << 32, LEAF_NONE, 0))
         return *_written(parts, len(exact)), exact & (not self._paper)
 
-    def _terms(self, owners: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> _Parts:
+    def _terms(self, keys: np.ndarray, lows: np.ndarray, highs: np.ndarray) -> _Parts:
         """Each term by itself; a lower bound has those with an own row only."""
         if self._upper:
             counts = highs - lows
@@ -114,9 +115,9 @@ class Speller:
             ranks = self._own_ranks[places(first, counts)]
         rows = self._own_row[ranks]
         kinds = np.where(rows >= 0, LEAF_OWN, LEAF_BLOOM)
-        return _leaves(np.repeat(owners, counts), kinds, np.where(rows >= 0, rows, self._feature.first_term + ranks))
+        return _leaves(np.repeat(keys, counts), kinds, np.where(rows >= 0, rows, self._feature.first_term + ranks))
 
-    def _sliced(self, owners: np.ndarray, first: np.ndarray, last: np.ndarray, exact: np.ndarray) -> list[_Parts]:
+    def _sliced(self, keys: np.ndarray, first: np.ndarray, last: np.ndarray, exact: np.ndarray) -> list[_Parts]:
         """Rank codes in first … last - 1, of which the smallest or largest of an item is known."""
         assert self._slices is not None
         (small, bits), (large, _) = self._slices
@@ -124,26 +125,26 @@ class Speller:
             equal = last == first + 1
             row = np.full(int(equal.sum()), small)
             return [
-                _leaves(owners[equal], LEAF_EQUAL, row, bits, first[equal]),
-                self._between(owners[~equal], first[~equal], last[~equal], small, large, bits),
+                _leaves(keys[equal], LEAF_EQUAL, row, bits, first[equal]),
+                self._between(keys[~equal], first[~equal], last[~equal], small, large, bits),
             ]
         inner = (first > 1) & (last <= self._feature.num_terms)
-        exact[owners[inner]] = False
+        exact[keys[inner] >> 32] = False
         if self._upper:
-            return [self._between(owners, first, last, small, large, bits)]
+            return [self._between(keys, first, last, small, large, bits)]
         return [
-            self._between(owners[~inner], first[~inner], last[~inner], small, large, bits),
-            *(self._between(owners[inner], first[inner], last[inner], row, row, bits) for row in (small, large)),
+            self._between(keys[~inner], first[~inner], last[~inner], small, large, bits),
+            *(self._between(keys[inner], first[inner], last[inner], row, row, bits) for row in (small, large)),
         ]
 
     def _between(
-        self, owners: np.ndarray, first: np.ndarray, last: np.ndarray, small: int, large: int, bits: int
+        self, keys: np.ndarray, first: np.ndarray, last: np.ndarray, small: int, large: int, bits: int
     ) -> _Parts:
         bounded = last <= self._feature.num_terms
         last = last[bounded]
         ends = _quads(len(last), LEAF_LESS, small, bits, last)
-        begins = _quads(len(owners), LEAF_LESS, large, bits, first)
-        return _Parts(owners, ends, begins, bounded, np.ones(len(owners), bool))
+        begins = _quads(len(keys), LEAF_LESS, large, bits, first)
+        return _Parts(keys, ends, begins, bounded, np.ones(len(keys), bool))
 
 
 def _quads(count: int, kind: np.ndarray | int, a: np.ndarray | int, b: int, c: np.ndarray | int) -> np.ndarray:
@@ -154,25 +155,25 @@ def _quads(count: int, kind: np.ndarray | int, a: np.ndarray | int, b: int, c: n
 
 
 def _leaves(
-    owners: np.ndarray, kind: np.ndarray | int, a: np.ndarray | int, b: int = 0, c: np.ndarray | int = 0
+    keys: np.ndarray, kind: np.ndarray | int, a: np.ndarray | int, b: int = 0, c: np.ndarray | int = 0
 ) -> _Parts:
-    quads, yes = _quads(len(owners), kind, a, b, c), np.ones(len(owners), bool)
-    return _Parts(owners, quads, quads[:0], yes, ~yes)
+    quads, yes = _quads(len(keys), kind, a, b, c), np.ones(len(keys), bool)
+    return _Parts(keys, quads, quads[:0], yes, ~yes)
 
 
 def _written(groups: list[_Parts], count: int) -> tuple[Ops, np.ndarray]:
     """The OR of the parts of each of `count` sets, each of which has one."""
-    groups = [group for group in groups if len(group.owners)] or groups[:1]
-    owners = np.concatenate([group.owners for group in groups])
+    groups = [group for group in groups if len(group.keys)] or groups[:1]
+    keys = np.concatenate([group.keys for group in groups])
     ends = np.concatenate([group.ends for group in groups])
     begins = np.concatenate([group.begins for group in groups])
     has_end = np.concatenate([group.has_end for group in groups])
     has_begin = np.concatenate([group.has_begin for group in groups])
     end, begin = np.cumsum(has_end) - 1, np.cumsum(has_begin) + (len(ends) - 1)  # which leaf each part has
     if len(groups) > 1:
-        order = np.argsort(owners, kind="stable")
-        owners, has_end, has_begin = owners[order], has_end[order], has_begin[order]
-        end, begin = end[order], begin[order]
+        order = np.argsort(keys, kind="stable")
+        keys, has_end, has_begin, end, begin = (column[order] for column in (keys, has_end, has_begin, end, begin))
+    owners = keys >> 32
     lengths = has_end + 2 * has_begin  # a leaf, and a leaf and NOT
     both = np.flatnonzero(has_end & has_begin)
     lengths[both] += 1  # AND

@@ -67,8 +67,6 @@ class TextReader:
 
 def _row(feature: Feature, layout: Layout) -> list[int]:
     """A feature as `FilterFeature` in `kernels/filter_values.h`."""
-    place = layout.features[feature.name]
-    (smallest, bits), (largest, _) = place.slices or ((0, 0), (0, 0))
     values, kind, ends = feature.values, feature.kind, 0
     if isinstance(values, Strings):
         address, ends = values.data.ctypes.data, values.offsets.ctypes.data
@@ -76,5 +74,4 @@ def _row(feature: Feature, layout: Layout) -> list[int]:
         address = values.ctypes.data
         if kind in ("integer", "float"):
             kind = "float" if values.dtype == np.float64 else "integer"
-    numbers = (feature.first_term, feature.num_terms, int(feature.multi), place.presence_row, smallest, largest, bits)
-    return [_KINDS.index(kind), *numbers, address, ends, len(feature.name.encode())]
+    return [_KINDS.index(kind), *layout.numbers(feature), address, ends, len(feature.name.encode())]

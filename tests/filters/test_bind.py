@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import random
@@ -9,6 +10,7 @@ import random
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +24,7 @@ from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import BoundFilters
 from stcli.filters.template import Template
 from stcli.filters.tree import MAX_TERMS, And, Between, Compare, In, Node, Not, Or, to_text
+from stcli.ops import native
 from stcli.ops.build_bit_matrix import build_bit_matrix
 from tests.filters.indexed import Indexed, Sizes, index_table, random_sizes
 from tests.filters.random_tables import random_table, random_tree
@@ -144,11 +147,26 @@ def everything(indexed: Indexed, batch: FilterBatch) -> tuple[np.ndarray, np.nda
     return admitted, verified, filtered
 
 
+def check_same(ours: FilterBatch, theirs: FilterBatch) -> None:
+    """All tensors are equal."""
+    assert (ours.num_filters, ours.unknown_values) == (theirs.num_filters, theirs.unknown_values)
+    assert ours.filter_of_query.equal(theirs.filter_of_query)
+    for mine, other in ((ours.program, theirs.program), (ours.terms, theirs.terms)):
+        assert (mine is None) == (other is None)
+        for field in dataclasses.fields(mine) if mine is not None else ():
+            left, right = getattr(mine, field.name), getattr(other, field.name)
+            assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right, field.name
+            assert not isinstance(left, torch.Tensor) or left.dtype == right.dtype
+
+
 def check_bound(indexed: Indexed, template: Template, columns: dict, texts: list | None, count: int) -> FilterBatch:
     expected = indexed.planner.batch(one_by_one(indexed.planner, template, columns, texts, count))
     plan = TemplatePlan(template, indexed.planner)
     assert plan.check(plan.read(columns, texts)) == {}
     bound = plan.batch(plan.read(columns, texts))
+    with pytest.MonkeyPatch.context() as patch:  # in C++ where the library was built, and in Python, the same
+        patch.setattr(native, "library", lambda: None)
+        check_same(bound, plan.batch(plan.read(columns, texts)))
     for ours, theirs in zip(everything(indexed, bound), everything(indexed, expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert bound.unknown_values == expected.unknown_values
@@ -269,6 +287,14 @@ def test_the_form_of_the_paper():
     columns = {"langs": pa.array([["de", "en"], None]), "budget": pa.array([20, 35]), "blocked": blocked}
     for text in (TEXT, f"NOT ({TEXT})"):
         assert not check_bound(paper, Template(text), columns, None, 2).program.exact.any()
+
+
+def test_what_the_form_of_the_paper_cannot_express():
+    vocabulary = index_table(pa.table({"x": [[number] for number in range(MAX_BLOOM_TERMS + 2)]})).vocabulary
+    plan = TemplatePlan(Template("NOT x >= $low"), Planner(vocabulary, paper_layout(vocabulary, 512, 2)))
+    assert plan.batch(plan.read({"low": pa.array([2, 3])})).num_filters == 2
+    with pytest.raises(InputError, match=f"'x' covers more than {MAX_BLOOM_TERMS} values"):
+        plan.batch(plan.read({"low": pa.array([2, 1])}))
 
 
 @pytest.mark.parametrize(
