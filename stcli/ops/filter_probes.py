@@ -58,13 +58,18 @@ def filter_probes(
     return forms[form](matrix, program, filter_of_query, probes, offsets, allowed)
 
 
-def _places(
+def _empty_spans(
     filter_of_query: torch.Tensor, probes: torch.Tensor, offsets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many words each pair has, and where they end among those of all; int64 [B, P] both."""
+) -> tuple[torch.Tensor, torch.Tensor, Spans]:
+    """How many words each pair has, where they end among those of all, int64 [B, P] both, and zeros in their place.
+
+    The host waits for the number of words, since the room for the largest that it may be is many times as much.
+    """
     lengths = torch.where(offsets.diff() > 0, -(-offsets[1:] // 64) - offsets[:-1] // 64, 0)[probes.clamp(min=0)]
     lengths.masked_fill_((probes < 0) | (filter_of_query < 0)[:, None], 0)
-    return lengths, lengths.flatten().cumsum(0).view_as(lengths)
+    ends = lengths.flatten().cumsum(0).view_as(lengths)
+    words = lengths.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
+    return lengths, ends, Spans(words, (ends - lengths).masked_fill(lengths == 0, -1))
 
 
 _GROUP_WORDS = 1 << 24
@@ -79,10 +84,8 @@ def _torch(
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
 ) -> Spans:
-    lengths, ends = _places(filter_of_query, probes, offsets)
+    lengths, _, spans = _empty_spans(filter_of_query, probes, offsets)
     first_words = (offsets[:-1] // 64)[probes.clamp(min=0)]
-    starts = (ends - lengths).masked_fill(lengths == 0, -1)
-    words = matrix.own.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
     num_filters, group = len(program.op_offsets) - 1, max(_GROUP_WORDS // max(matrix.own.shape[1], 1), 1)
     for first in range(0, num_filters, group):
         whole = filter_match(matrix, _slice(program, first, min(first + group, num_filters)), backend="torch")
@@ -90,10 +93,10 @@ def _torch(
             whole &= allowed
         mine = ((filter_of_query >= first) & (filter_of_query < first + group)).nonzero()[:, 0]
         pairs, places = expand(first_words[mine].flatten(), lengths[mine].flatten())
-        _, targets = expand(starts[mine].flatten(), lengths[mine].flatten())
+        _, targets = expand(spans.starts[mine].flatten(), lengths[mine].flatten())
         lines = filter_of_query[mine][pairs // max(lengths.shape[1], 1)] - first
-        words[targets] = whole[lines, places]
-    return Spans(words, starts)
+        spans.words[targets] = whole[lines, places]
+    return spans
 
 
 def _slice(program: Program, first: int, end: int) -> Program:
@@ -127,8 +130,6 @@ def _cuda(
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
 ) -> Spans:
-    lengths, ends = _places(filter_of_query, probes, offsets)
-    # The host waits for the number of words, since the room for the largest that it may be is many times as much.
-    words = matrix.own.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
-    launch_probes(matrix, program, allowed, filter_of_query, probes, offsets, ends, words)
-    return Spans(words, (ends - lengths).masked_fill(lengths == 0, -1))
+    _, ends, spans = _empty_spans(filter_of_query, probes, offsets)
+    launch_probes(matrix, program, allowed, filter_of_query, probes, offsets, ends, spans.words)
+    return spans
