@@ -121,7 +121,7 @@ extern "C" int stcli_assign_clusters(const int8_t* row_codes, const float* row_s
                                factors[tile].scales, nullptr};
       for (int64_t row = begin; row < end; row += TILE_QUERIES) {
         alignas(64) int32_t dots[TILE_QUERIES * TILE_ROWS];
-        TileQueries rows;
+        TileQueries<TILE_QUERIES> rows;
         for (int j = 0; j < TILE_QUERIES; ++j) {
           const int64_t place = std::min(row + j, end - 1);
           rows.codes[j] = row_codes + place * dim;

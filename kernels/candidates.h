@@ -11,8 +11,8 @@ namespace stcli {
 struct ActiveQuery {
   const int8_t* codes;
   const uint64_t* words;  // of its filter, or null
-  uint32_t number, list;        // its own, and that of the list that it shares with the other queries of its request
-  int32_t offset, head_offset;  // of its dots; of those of the first dims
+  uint32_t number, list;  // its own, and that of the list that it shares with the other queries of its request
+  int32_t offset;         // of its dots
   float scale, inverse_scale, norm, error;
 };
 

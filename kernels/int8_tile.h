@@ -1,5 +1,6 @@
-// Exact int32 dot products of four queries with a tile of up to 64 rows of int8 codes, repacked once so that a register
-// holds one step of 16 rows. A row has `dim` codes, a multiple of 32.
+// Exact int32 dot products of a block of queries with a tile of rows of int8 codes, repacked once so that a register holds
+// one step of 16 rows: of four queries with up to 64 rows, or of eight with up to 32. A row has `dim` codes, a multiple of
+// 32.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -13,23 +14,27 @@ namespace stcli {
 constexpr int TILE_ROWS = 64;
 // 4 x 4 accumulators: 437 of 468 GOPS that a core can do; 6 x 4 makes g++ 12 spill, 205 (2 cores of AMD EPYC Zen 4).
 constexpr int TILE_QUERIES = 4;
+// Rows of a tile for blocks of that many queries, and the stride of their dots: the accumulators are as many.
+template <int QUERIES>
+constexpr int ROWS_FOR = TILE_QUERIES * TILE_ROWS / QUERIES;
 
 // Bytes of a packed tile; AVX2 needs 16 bits a code.
 inline int64_t tile_bytes(int dim) { return int64_t{2} * TILE_ROWS * dim; }
 
 // The queries of one call of tile_dots, the last repeated if there are fewer.
+template <int QUERIES>
 struct TileQueries {
-  const int8_t* codes[TILE_QUERIES];
-  int32_t offsets[TILE_QUERIES];  // see dot_offset
-  float limits[TILE_QUERIES];
-  float tails[TILE_QUERIES];  // for tile_heads
+  const int8_t* codes[QUERIES];
+  int32_t offsets[QUERIES];  // see dot_offset
+  float limits[QUERIES];
+  float tails[QUERIES];  // for tile_heads
 };
 
 // The rows of a packed tile, and the dims begin … end - 1 of theirs, multiples of 4, that are multiplied.
 struct TileRows {
   const uint8_t* tile;
   int count, dim, begin, end;
-  const float* scales;  // TILE_ROWS entries, 0 past `count`
+  const float* scales;  // as many entries as a tile may have rows, 0 past `count`
   const float* tails;   // as many, for tile_heads
 };
 
@@ -37,7 +42,7 @@ struct TileRows {
 // much more than float32 loses on numbers of this magnitude. Where products could under- or overflow there is no limit.
 STCLI_INLINE float dot_limit(float threshold, float magnitude, float inverse_scale) {
   const float limit = (threshold - 1e-5f * magnitude) * inverse_scale;
-  return limit > -1e30f && std::fabs(threshold) > 1e-30f ? limit : -INFINITY;
+  return (limit > -1e30f) & (std::fabs(threshold) > 1e-30f) ? limit : -INFINITY;  // & for the vectorizer
 }
 
 #if STCLI_X86
@@ -88,42 +93,42 @@ STCLI_AVX512 STCLI_INLINE void tile_step_avx512(__m512i (&sums)[GROUPS], const _
     asm("vpdpbusd %2, %1, %0" : "+v"(sums[group]) : "v"(rows[group]), "v"(four));
 }
 
-template <int GROUPS>
-using TileSums = __m512i[TILE_QUERIES][GROUPS];
+template <int QUERIES, int GROUPS>
+using TileSums = __m512i[QUERIES][GROUPS];
 
 // Adds the products of the dims of the tile.
-template <int GROUPS>
-STCLI_AVX512 STCLI_INLINE void multiply_avx512(const TileRows& tile, const TileQueries& queries,
-                                               TileSums<GROUPS>& sums) {
+template <int QUERIES, int GROUPS>
+STCLI_AVX512 STCLI_INLINE void multiply_avx512(const TileRows& tile, const TileQueries<QUERIES>& queries,
+                                               TileSums<QUERIES, GROUPS>& sums) {
   const uint8_t* codes = tile.tile;
   const int64_t end = tile.end;
   for (int64_t d = tile.begin; d < end; d += 4) {
     __m512i rows[GROUPS];
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group) rows[group] = _mm512_load_si512(codes + d * 16 * GROUPS + group * 64);
-    tile_step_avx512(sums[0], rows, queries.codes[0] + d);
-    tile_step_avx512(sums[1], rows, queries.codes[1] + d);
-    tile_step_avx512(sums[2], rows, queries.codes[2] + d);
-    tile_step_avx512(sums[3], rows, queries.codes[3] + d);
+#pragma GCC unroll 8
+    for (int query = 0; query < QUERIES; ++query) tile_step_avx512(sums[query], rows, queries.codes[query] + d);
   }
 }
 
-template <int GROUPS>
-STCLI_AVX512 inline unsigned tile_dots_avx512(const TileRows& tile, const TileQueries& queries, int32_t* dots) {
-  TileSums<GROUPS> sums;
-#pragma GCC unroll 4
-  for (int query = 0; query < TILE_QUERIES; ++query)
+template <int QUERIES, int GROUPS>
+STCLI_AVX512 inline unsigned tile_dots_avx512(const TileRows& tile, const TileQueries<QUERIES>& queries,
+                                              int32_t* dots) {
+  constexpr int STRIDE = ROWS_FOR<QUERIES>;
+  TileSums<QUERIES, GROUPS> sums;
+#pragma GCC unroll 8
+  for (int query = 0; query < QUERIES; ++query)
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group) {
       sums[query][group] = _mm512_set1_epi32(queries.offsets[query]);
       if (tile.begin)
         sums[query][group] =
-            _mm512_add_epi32(sums[query][group], _mm512_load_si512(dots + query * TILE_ROWS + group * 16));
+            _mm512_add_epi32(sums[query][group], _mm512_load_si512(dots + query * STRIDE + group * 16));
     }
-  multiply_avx512<GROUPS>(tile, queries, sums);
+  multiply_avx512<QUERIES, GROUPS>(tile, queries, sums);
   unsigned found = 0;
-#pragma GCC unroll 4
-  for (int query = 0; query < TILE_QUERIES; ++query) {
+#pragma GCC unroll 8
+  for (int query = 0; query < QUERIES; ++query) {
     __m512 largest = _mm512_set1_ps(-INFINITY);
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group)
@@ -133,21 +138,22 @@ STCLI_AVX512 inline unsigned tile_dots_avx512(const TileRows& tile, const TileQu
       found |= 1u << query;
 #pragma GCC unroll 4
       for (int group = 0; group < GROUPS; ++group)
-        _mm512_store_si512(dots + query * TILE_ROWS + group * 16, sums[query][group]);
+        _mm512_store_si512(dots + query * STRIDE + group * 16, sums[query][group]);
     }
   }
   return found;
 }
 
 // Without branches: which queries are found is hard to predict.
-template <int GROUPS>
-STCLI_AVX512 inline unsigned tile_heads_avx512(const TileRows& tile, const TileQueries& queries, int32_t* dots) {
-  TileSums<GROUPS> sums;
-#pragma GCC unroll 4
-  for (int query = 0; query < TILE_QUERIES; ++query)
+template <int QUERIES, int GROUPS>
+STCLI_AVX512 inline unsigned tile_heads_avx512(const TileRows& tile, const TileQueries<QUERIES>& queries,
+                                               int32_t* dots) {
+  TileSums<QUERIES, GROUPS> sums;
+#pragma GCC unroll 8
+  for (int query = 0; query < QUERIES; ++query)
 #pragma GCC unroll 4
     for (int group = 0; group < GROUPS; ++group) sums[query][group] = _mm512_set1_epi32(queries.offsets[query]);
-  multiply_avx512<GROUPS>(tile, queries, sums);
+  multiply_avx512<QUERIES, GROUPS>(tile, queries, sums);
   __m512 scales[GROUPS], tails[GROUPS];
 #pragma GCC unroll 4
   for (int group = 0; group < GROUPS; ++group) {
@@ -155,8 +161,8 @@ STCLI_AVX512 inline unsigned tile_heads_avx512(const TileRows& tile, const TileQ
     tails[group] = _mm512_load_ps(tile.tails + group * 16);
   }
   unsigned found = 0;
-#pragma GCC unroll 4
-  for (int query = 0; query < TILE_QUERIES; ++query) {
+#pragma GCC unroll 8
+  for (int query = 0; query < QUERIES; ++query) {
     const __m512 tail = _mm512_set1_ps(queries.tails[query]);
     __m512 largest = _mm512_set1_ps(-INFINITY);
 #pragma GCC unroll 4
@@ -168,7 +174,7 @@ STCLI_AVX512 inline unsigned tile_heads_avx512(const TileRows& tile, const TileQ
     const unsigned hit =
         _mm512_cmp_ps_mask(largest, _mm512_set1_ps(queries.limits[query]), _CMP_GE_OQ) != 0;
     found |= hit << query;
-    dots += hit * TILE_ROWS;
+    dots += hit * ROWS_FOR<QUERIES>;
   }
   return found;
 }
@@ -210,52 +216,54 @@ STCLI_AVX2 STCLI_INLINE void tile_step_avx2(__m256i (&sums)[2], __m256i first, _
   sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(second, two));
 }
 
-template <bool TAILS>
-STCLI_AVX2 inline unsigned tile_dots_avx2(const TileRows& tile, const TileQueries& queries, int32_t* dots) {
-  constexpr int SLICE = 512;
-  alignas(32) int16_t wide[TILE_QUERIES][SLICE];
+template <bool TAILS, int QUERIES>
+STCLI_AVX2 inline unsigned tile_dots_avx2(const TileRows& tile, const TileQueries<QUERIES>& queries, int32_t* dots) {
+  constexpr int SLICE = 512, STRIDE = ROWS_FOR<QUERIES>;
+  constexpr int AT_ONCE = 4;  // queries whose sums of 16 rows have registers
+  alignas(32) int16_t wide[QUERIES][SLICE];
   const int16_t* codes = reinterpret_cast<const int16_t*>(tile.tile);
-  __m256 largest[TILE_QUERIES];
-  for (int query = 0; query < TILE_QUERIES; ++query) largest[query] = _mm256_set1_ps(-INFINITY);
+  __m256 largest[QUERIES];
+  for (int query = 0; query < QUERIES; ++query) largest[query] = _mm256_set1_ps(-INFINITY);
   for (int begin = tile.begin; begin < tile.end; begin += SLICE) {
     const int length = tile.end - begin < SLICE ? tile.end - begin : SLICE;
-    for (int query = 0; query < TILE_QUERIES; ++query)
+    const bool whole = begin + length == tile.end;
+    for (int query = 0; query < QUERIES; ++query)
       for (int d = 0; d < length; ++d) wide[query][d] = queries.codes[query][begin + d];
-    for (int row = 0; row < tile.count; row += 16) {
-      __m256i sums[TILE_QUERIES][2];
+    for (int row = 0; row < tile.count; row += 16)
+      for (int first = 0; first < QUERIES; first += AT_ONCE) {
+        __m256i sums[AT_ONCE][2];
 #pragma GCC unroll 4
-      for (int query = 0; query < TILE_QUERIES; ++query) {
-        const __m256i* known = reinterpret_cast<const __m256i*>(dots + query * TILE_ROWS + row);
-        sums[query][0] = begin ? _mm256_load_si256(known) : _mm256_setzero_si256();
-        sums[query][1] = begin ? _mm256_load_si256(known + 1) : _mm256_setzero_si256();
-      }
-      for (int d = 0; d < length; d += 2) {
-        const int16_t* place = codes + int64_t{begin + d} * TILE_ROWS + 2 * row;
-        const __m256i first = _mm256_load_si256(reinterpret_cast<const __m256i*>(place));
-        const __m256i second = _mm256_load_si256(reinterpret_cast<const __m256i*>(place + 16));
-        tile_step_avx2(sums[0], first, second, &wide[0][d]);
-        tile_step_avx2(sums[1], first, second, &wide[1][d]);
-        tile_step_avx2(sums[2], first, second, &wide[2][d]);
-        tile_step_avx2(sums[3], first, second, &wide[3][d]);
-      }
-      const bool whole = begin + length == tile.end;
-#pragma GCC unroll 4
-      for (int query = 0; query < TILE_QUERIES; ++query)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-          const int place = row + 8 * half;
-          _mm256_store_si256(reinterpret_cast<__m256i*>(dots + query * TILE_ROWS + place), sums[query][half]);
-          if (!whole) continue;
-          __m256 score = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[query][half]), _mm256_load_ps(tile.scales + place));
-          if (TAILS)
-            score = _mm256_add_ps(
-                score, _mm256_mul_ps(_mm256_set1_ps(queries.tails[query]), _mm256_load_ps(tile.tails + place)));
-          largest[query] = _mm256_max_ps(largest[query], score);
+        for (int j = 0; j < AT_ONCE; ++j) {
+          const __m256i* known = reinterpret_cast<const __m256i*>(dots + (first + j) * STRIDE + row);
+          sums[j][0] = begin ? _mm256_load_si256(known) : _mm256_setzero_si256();
+          sums[j][1] = begin ? _mm256_load_si256(known + 1) : _mm256_setzero_si256();
         }
-    }
+        for (int d = 0; d < length; d += 2) {
+          const int16_t* place = codes + int64_t{begin + d} * TILE_ROWS + 2 * row;
+          const __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(place));
+          const __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(place + 16));
+          tile_step_avx2(sums[0], low, high, &wide[first][d]);
+          tile_step_avx2(sums[1], low, high, &wide[first + 1][d]);
+          tile_step_avx2(sums[2], low, high, &wide[first + 2][d]);
+          tile_step_avx2(sums[3], low, high, &wide[first + 3][d]);
+        }
+#pragma GCC unroll 4
+        for (int j = 0; j < AT_ONCE; ++j)
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; ++half) {
+            const int query = first + j, place = row + 8 * half;
+            _mm256_store_si256(reinterpret_cast<__m256i*>(dots + query * STRIDE + place), sums[j][half]);
+            if (!whole) continue;
+            __m256 score = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[j][half]), _mm256_load_ps(tile.scales + place));
+            if (TAILS)
+              score = _mm256_add_ps(
+                  score, _mm256_mul_ps(_mm256_set1_ps(queries.tails[query]), _mm256_load_ps(tile.tails + place)));
+            largest[query] = _mm256_max_ps(largest[query], score);
+          }
+      }
   }
   unsigned found = 0;
-  for (int query = 0; query < TILE_QUERIES; ++query) {
+  for (int query = 0; query < QUERIES; ++query) {
     const __m256 limit = _mm256_set1_ps(queries.limits[query]);
     found |= static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(largest[query], limit, _CMP_GE_OQ)) != 0) << query;
   }
@@ -273,13 +281,13 @@ inline void pack_tile(Isa isa, const int8_t* rows, int count, int dim, uint8_t* 
   std::memcpy(tile, rows, int64_t{count} * dim);
 }
 
-template <bool TAILS>
-inline unsigned tile_dots_portable(const TileRows& tile, const TileQueries& queries, int32_t* dots) {
+template <bool TAILS, int QUERIES>
+inline unsigned tile_dots_portable(const TileRows& tile, const TileQueries<QUERIES>& queries, int32_t* dots) {
   const int8_t* rows = reinterpret_cast<const int8_t*>(tile.tile);
   unsigned found = 0;
-  for (int query = 0; query < TILE_QUERIES; ++query)
+  for (int query = 0; query < QUERIES; ++query)
     for (int row = 0; row < tile.count; ++row) {
-      int32_t& dot = dots[query * TILE_ROWS + row];
+      int32_t& dot = dots[query * ROWS_FOR<QUERIES> + row];
       dot = (tile.begin ? dot : 0) + portable_dot(queries.codes[query] + tile.begin,
                                                   rows + int64_t{row} * tile.dim + tile.begin, tile.end - tile.begin);
       float score = static_cast<float>(dot) * tile.scales[row];
@@ -289,16 +297,19 @@ inline unsigned tile_dots_portable(const TileRows& tile, const TileQueries& quer
   return found;
 }
 
-// dots[q][r] for the queries and the rows of a tile, stride TILE_ROWS, aligned to 64 bytes; entries past the last row are
+// dots[q][r] for the queries and the rows of a tile, stride ROWS_FOR, aligned to 64 bytes; entries past the last row are
 // unspecified. Where the dims do not begin at 0, what the dots hold is added. Returns the queries that have a row with
 // float(dot) * scale >= limit as bits, or more; the dots of the others may be missing.
-inline unsigned tile_dots(Isa isa, const TileRows& tile, const TileQueries& queries, int32_t* dots) {
+template <int QUERIES>
+unsigned tile_dots(Isa isa, const TileRows& tile, const TileQueries<QUERIES>& queries, int32_t* dots) {
 #if STCLI_X86
   if (isa == AVX512) {
-    if (tile.count > 48) return tile_dots_avx512<4>(tile, queries, dots);
-    if (tile.count > 32) return tile_dots_avx512<3>(tile, queries, dots);
-    if (tile.count > 16) return tile_dots_avx512<2>(tile, queries, dots);
-    return tile_dots_avx512<1>(tile, queries, dots);
+    if constexpr (ROWS_FOR<QUERIES> > 32) {
+      if (tile.count > 48) return tile_dots_avx512<QUERIES, 4>(tile, queries, dots);
+      if (tile.count > 32) return tile_dots_avx512<QUERIES, 3>(tile, queries, dots);
+    }
+    if (tile.count > 16) return tile_dots_avx512<QUERIES, 2>(tile, queries, dots);
+    return tile_dots_avx512<QUERIES, 1>(tile, queries, dots);
   }
   if (isa == AVX2) return tile_dots_avx2<false>(tile, queries, dots);
 #endif
@@ -307,21 +318,25 @@ inline unsigned tile_dots(Isa isa, const TileRows& tile, const TileQueries& quer
 
 // The same for dims that are followed by others: returns the queries that have a row with float(dot) * scale + tail of the
 // query * tail of the row >= limit, whose dots stand one after another; there is room for all.
-inline unsigned tile_heads(Isa isa, const TileRows& tile, const TileQueries& queries, int32_t* dots) {
+template <int QUERIES>
+unsigned tile_heads(Isa isa, const TileRows& tile, const TileQueries<QUERIES>& queries, int32_t* dots) {
 #if STCLI_X86
   if (isa == AVX512) {
-    if (tile.count > 48) return tile_heads_avx512<4>(tile, queries, dots);
-    if (tile.count > 32) return tile_heads_avx512<3>(tile, queries, dots);
-    if (tile.count > 16) return tile_heads_avx512<2>(tile, queries, dots);
-    return tile_heads_avx512<1>(tile, queries, dots);
+    if constexpr (ROWS_FOR<QUERIES> > 32) {
+      if (tile.count > 48) return tile_heads_avx512<QUERIES, 4>(tile, queries, dots);
+      if (tile.count > 32) return tile_heads_avx512<QUERIES, 3>(tile, queries, dots);
+    }
+    if (tile.count > 16) return tile_heads_avx512<QUERIES, 2>(tile, queries, dots);
+    return tile_heads_avx512<QUERIES, 1>(tile, queries, dots);
   }
   const unsigned found =
       isa == AVX2 ? tile_dots_avx2<true>(tile, queries, dots) : tile_dots_portable<true>(tile, queries, dots);
 #else
   const unsigned found = tile_dots_portable<true>(tile, queries, dots);
 #endif
-  for (int query = 0, kept = 0; query < TILE_QUERIES; ++query)
-    if (found >> query & 1) std::memmove(dots + kept++ * TILE_ROWS, dots + query * TILE_ROWS, 4 * TILE_ROWS);
+  constexpr int STRIDE = ROWS_FOR<QUERIES>;
+  for (int query = 0, kept = 0; query < QUERIES; ++query)
+    if (found >> query & 1) std::memmove(dots + kept++ * STRIDE, dots + query * STRIDE, 4 * STRIDE);
   return found;
 }
 

@@ -46,7 +46,6 @@ class Scan {
                     static_cast<uint32_t>(i),
                     static_cast<uint32_t>(i / together),
                     dot_offset(isa_, codes, dim_),
-                    0,
                     all_.query_scales[query],
                     1 / all_.query_scales[query],
                     all_.query_norms ? all_.query_norms[query] : 0.0f,
@@ -123,7 +122,7 @@ class Scan {
   // with an unpacked one 106 ns (D = 128, AMD EPYC Zen 4). For 4 / 6 / 10 a search differs by less than the noise.
   static constexpr int64_t MIN_PACKED = 6;
   // Queries whose heads were not enough, before their tails are multiplied: 8 kB of dots.
-  static constexpr int MOST_WAITING = 32;
+  static constexpr int MOST_WAITING = 64;
 
   // Fetches memory that will be read next, a part at each of `steps` steps.
   struct Prefetch {
@@ -185,131 +184,135 @@ class Scan {
 
   void scan_tiles(int64_t begin, int64_t end) {
     picked_.resize(dense_.size());
-    num_picked_ = static_cast<int64_t>(dense_.size());
     std::iota(picked_.begin(), picked_.end(), 0u);
     for (int64_t row = begin; row < end; row += TILE_ROWS) scan_tile(row, std::min<int64_t>(TILE_ROWS, end - row));
   }
 
   void scan_pruned(const Prune& prune, int64_t cluster, int64_t begin, int64_t end) {
-    view_.queries.resize(dense_.size());
-    for (size_t i = 0; i < dense_.size(); ++i) {
-      view_.queries[i] = static_cast<uint32_t>(first_ * together_ + dense_[i].number);
-      dense_[i].head_offset = dot_offset(isa_, dense_[i].codes, prune.head());
-    }
-    prune.start(view_);
-    thresholds_.resize(dense_.size());
-    picked_.resize(dense_.size() + 16);
+    const size_t count = dense_.size();
+    numbers_.resize(count);
+    for (size_t i = 0; i < count; ++i) numbers_[i] = static_cast<uint32_t>(first_ * together_ + dense_[i].number);
+    prune.start(numbers_, view_);
+    thresholds_.resize(count);
+    picked_.resize(count + 16);
     for (; cluster < all_.num_clusters && prune.begin(cluster) < end; ++cluster) {
       if (!prune.size(cluster)) continue;
-      prune.look(cluster, view_);
-      for (size_t i = 0; i < dense_.size(); ++i) thresholds_[i] = best_.threshold(dense_[i].list);
+      for (size_t i = 0; i < count; ++i) thresholds_[i] = best_.threshold(dense_[i].list);
+      prune.look(cluster, thresholds_.data(), view_);
       const int64_t stop = std::min(end, prune.begin(cluster) + prune.size(cluster));
-      for (int64_t row = std::max(begin, prune.begin(cluster)); row < stop; row += TILE_ROWS) {
-        num_picked_ = prune.select(cluster, row, thresholds_.data(), view_, picked_.data());
-        scan_tile(row, std::min<int64_t>(TILE_ROWS, stop - row), &prune);
-      }
+      for (int64_t row = std::max(begin, prune.begin(cluster)); row < stop; row += Prune::ROWS)
+        scan_picked(prune, prune.select(cluster, row, view_, picked_.data()), row,
+                    std::min<int64_t>(Prune::ROWS, stop - row));
     }
   }
 
-  // Offers up to TILE_ROWS rows to the picked ones of the dense queries; with `prune` these are as view_ says.
-  void scan_tile(int64_t row, int64_t rows, const Prune* prune = nullptr) {
-    const int64_t size = num_picked_;
-    if (!size) return;
-    const int count = static_cast<int>(rows);
+  // Starts on a tile: what is known of its rows.
+  void start_tile(int64_t row, int count) {
     std::iota(candidates_.rows, candidates_.rows + count, static_cast<uint32_t>(row));
     fill_factors(count);
-    if (all_.query_norms && !prune) {
+  }
+
+  void pack(int64_t row, int count) { pack_tile(isa_, all_.codes + row * dim_, count, dim_, tile_.as<uint8_t>()); }
+
+  // Offers the rows of a tile to so few queries that it is not packed.
+  void scan_unpacked(const uint32_t* places, int64_t size, int count) {
+    for (int64_t i = 0; i < size; ++i) {
+      const ActiveQuery& query = dense_[places[i]];
+      row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, count, dim_, candidates_.dots);
+      offer(query, candidates_.dots, count, query.words);
+    }
+    add_joined();
+  }
+
+  // A block of queries of which set(block, j, place) tells what stands at the given places, the last repeated.
+  template <int QUERIES, typename Set>
+  static TileQueries<QUERIES> block_of(const uint32_t* places, int64_t size, Set set) {
+    TileQueries<QUERIES> block;
+    for (int j = 0; j < QUERIES; ++j) set(block, j, places[std::min<int64_t>(j, size - 1)]);
+    return block;
+  }
+
+  // Offers up to TILE_ROWS rows to all dense queries.
+  void scan_tile(int64_t row, int count) {
+    const int64_t size = static_cast<int64_t>(dense_.size());
+    start_tile(row, count);
+    if (size < MIN_PACKED) return scan_unpacked(picked_.data(), size, count);
+    if (all_.query_norms) {
       largest_error_ = *std::max_element(candidates_.errors, candidates_.errors + count);
       largest_norm_ = *std::max_element(candidates_.norms, candidates_.norms + count);
     }
-    if (size < MIN_PACKED) {
-      for (int64_t i = 0; i < size; ++i) {
-        const ActiveQuery& query = dense_[picked_[i]];
-        row_dots(isa_, query.codes, query.offset, all_.codes, candidates_.rows, count, dim_, candidates_.dots);
-        offer(query, candidates_.dots, count, query.words);
-      }
-      return add_joined();
-    }
-    pack_tile(isa_, all_.codes + row * dim_, count, dim_, tile_.as<uint8_t>());
+    pack(row, count);
     Prefetch next(all_.codes + (row + count) * dim_, std::min<int64_t>(TILE_ROWS, all_.num_rows - row - count) * dim_,
                   (size + TILE_QUERIES - 1) / TILE_QUERIES);
-    if (prune && prune->head()) {
-      scan_heads(*prune, row, count, next);
-      return;
-    }
     const TileRows tile{tile_.as<uint8_t>(), count, dim_, 0, dim_, candidates_.scales, nullptr};
     for (int64_t i = 0; i < size; i += TILE_QUERIES) {
-      TileQueries queries;
-      for (int j = 0; j < TILE_QUERIES; ++j) {
-        const uint32_t place = picked_[std::min(i + j, size - 1)];
-        const ActiveQuery& query = dense_[place];
-        queries.codes[j] = query.codes;
-        queries.offsets[j] = query.offset;
-        queries.limits[j] = prune ? view_.limits[place] : limit(query);
-      }
+      const auto queries = block_of<TILE_QUERIES>(picked_.data() + i, size - i, [&](auto& block, int j, uint32_t place) {
+        block.codes[j] = dense_[place].codes;
+        block.offsets[j] = dense_[place].offset;
+        block.limits[j] = limit(dense_[place]);
+      });
       next.step();
-      const unsigned found = tile_dots(isa_, tile, queries, candidates_.dots);
-      offer_found(found, picked_.data() + i, std::min<int64_t>(TILE_QUERIES, size - i), candidates_.dots, count);
+      offer_found<TILE_QUERIES>(tile_dots(isa_, tile, queries, candidates_.dots), picked_.data() + i, size - i,
+                                candidates_.dots, count);
     }
     add_joined();
   }
 
-  // The packed tile in two steps: what the heads do not rule out waits until it fills a block.
-  void scan_heads(const Prune& prune, int64_t row, int count, Prefetch& next) {
-    const int64_t size = num_picked_;
+  // Offers up to Prune::ROWS rows to the first `size` picked queries, which are as view_ says: the heads first, and what
+  // these do not rule out waits until it fills blocks.
+  void scan_picked(const Prune& prune, int64_t size, int64_t row, int count) {
+    constexpr int QUERIES = Prune::QUERIES, ROWS = Prune::ROWS;
+    if (!size) return;
+    start_tile(row, count);
+    if (size < MIN_PACKED) return scan_unpacked(picked_.data(), size, count);
+    pack(row, count);
+    Prefetch next(all_.codes + (row + count) * dim_, std::min<int64_t>(ROWS, all_.num_rows - row - count) * dim_,
+                  (size + QUERIES - 1) / QUERIES);
     std::copy_n(prune.tails() + row, count, candidates_.tails);
-    std::fill(candidates_.tails + count, candidates_.tails + TILE_ROWS, 0.0f);
+    std::fill(candidates_.tails + count, candidates_.tails + ROWS, 0.0f);
     const TileRows heads{tile_.as<uint8_t>(), count, dim_, 0, prune.head(), candidates_.scales, candidates_.tails};
     const TileRows tails{tile_.as<uint8_t>(), count, dim_, prune.head(), dim_, candidates_.scales, nullptr};
-    int num_waiting = 0;
-    for (int64_t i = 0; i < size; i += TILE_QUERIES) {
-      TileQueries queries;
-      for (int j = 0; j < TILE_QUERIES; ++j) {
-        const uint32_t place = picked_[std::min(i + j, size - 1)];
-        const ActiveQuery& query = dense_[place];
-        queries.codes[j] = query.codes;
-        queries.offsets[j] = query.head_offset;
-        queries.limits[j] = view_.head_limits[place];
-        queries.tails[j] = view_.tails[place];
-      }
+    int waiting = 0;
+    for (int64_t i = 0; i < size; i += QUERIES) {
+      const auto queries = block_of<QUERIES>(picked_.data() + i, size - i, [&](auto& block, int j, uint32_t place) {
+        block.codes[j] = view_.heads.as<int8_t>() + int64_t{place} * prune.head();
+        block.offsets[j] = view_.head_offsets[place];
+        block.limits[j] = view_.head_limits[place];
+        block.tails[j] = view_.tails[place];
+      });
       next.step();
-      const unsigned found = tile_heads(isa_, heads, queries, waiting_dots_ + num_waiting * TILE_ROWS);
-      for (int j = 0; j < TILE_QUERIES && i + j < size; ++j) {
-        waiting_[num_waiting] = picked_[i + j];
-        num_waiting += found >> j & 1;
+      const unsigned found = tile_heads(isa_, heads, queries, waiting_dots_ + waiting * ROWS);
+      for (int j = 0; j < QUERIES && i + j < size; ++j) {
+        waiting_[waiting] = picked_[i + j];
+        waiting += found >> j & 1;
       }
-      if (num_waiting <= MOST_WAITING - TILE_QUERIES) continue;
-      scan_waiting(tails, num_waiting);
-      num_waiting = 0;
+      if (waiting <= MOST_WAITING - QUERIES) continue;
+      // Whole blocks from the end, so that the rest need not move.
+      for (; waiting >= QUERIES; waiting -= QUERIES) scan_waiting(tails, waiting - QUERIES, QUERIES);
     }
-    scan_waiting(tails, num_waiting);
+    for (int i = 0; i < waiting; i += QUERIES) scan_waiting(tails, i, std::min(QUERIES, waiting - i));
     add_joined();
   }
 
-  // Multiplies those that wait to the end.
-  void scan_waiting(const TileRows& tails, int num_waiting) {
-    for (int i = 0; i < num_waiting; i += TILE_QUERIES) {
-      TileQueries queries;
-      for (int j = 0; j < TILE_QUERIES; ++j) {
-        const uint32_t place = waiting_[std::min(i + j, num_waiting - 1)];
-        const ActiveQuery& query = dense_[place];
-        queries.codes[j] = query.codes;
-        queries.offsets[j] = query.offset - query.head_offset;
-        queries.limits[j] = view_.limits[place];
-      }
-      int32_t* dots = waiting_dots_ + i * TILE_ROWS;
-      const unsigned found = tile_dots(isa_, tails, queries, dots);
-      offer_found(found, waiting_ + i, std::min(TILE_QUERIES, num_waiting - i), dots, tails.count);
-    }
+  // Multiplies a block of those that wait to the end.
+  void scan_waiting(const TileRows& tails, int first, int size) {
+    const auto queries = block_of<Prune::QUERIES>(waiting_ + first, size, [&](auto& block, int j, uint32_t place) {
+      block.codes[j] = dense_[place].codes;
+      block.offsets[j] = dense_[place].offset - view_.head_offsets[place];
+      block.limits[j] = view_.limits[place];
+    });
+    int32_t* dots = waiting_dots_ + first * Prune::ROWS;
+    offer_found<Prune::QUERIES>(tile_dots(isa_, tails, queries, dots), waiting_ + first, size, dots, tails.count);
   }
 
   // Offers the rows of the tile to those of a block that `found` names.
+  template <int QUERIES>
   void offer_found(unsigned found, const uint32_t* places, int64_t size, const int32_t* dots, int count) {
-    if (size < TILE_QUERIES) found &= (1u << size) - 1;
+    if (size < QUERIES) found &= (1u << size) - 1;
     for (; found; found &= found - 1) {
       const int j = __builtin_ctz(found);
       const ActiveQuery& query = dense_[places[j]];
-      offer(query, dots + j * TILE_ROWS, count, query.words);
+      offer(query, dots + j * ROWS_FOR<QUERIES>, count, query.words);
     }
   }
 
@@ -357,10 +360,9 @@ class Scan {
   BestLists best_;
   std::vector<ActiveQuery> active_, dense_;
   std::vector<int64_t> seen_;
-  std::vector<uint32_t> listed_, picked_;  // rows; places in dense_
-  int64_t num_picked_ = 0;
+  std::vector<uint32_t> listed_, picked_, numbers_;  // rows; places in dense_; queries of the view
   std::vector<float> thresholds_;
-  Prune::View view_;
+  QueryView view_;
   Buffer tile_;
   Candidates candidates_;
   float largest_error_ = 0, largest_norm_ = 0;  // of the tile
@@ -368,7 +370,7 @@ class Scan {
   uint64_t joined_mask_ = 0;
   uint32_t joined_list_ = 0;
   uint32_t waiting_[MOST_WAITING];              // places in dense_, with the dots of their heads
-  alignas(64) int32_t waiting_dots_[MOST_WAITING * TILE_ROWS];
+  alignas(64) int32_t waiting_dots_[MOST_WAITING * Prune::ROWS];
 };
 
 }  // namespace stcli
