@@ -1,6 +1,6 @@
 """The results of the README: corpora measured beside Faiss, PyTorch and the paper's form; tables and a plot.
 
-    python examples/published_results.py --out examples/reports/2026-11-28 --work build/published --readme README.md \
+    python examples/published_results.py --out examples/reports/2026-11-29 --work build/published --readme README.md \
       --corpus "R=r/items.parquet,r/queries.parquet" --corpus "Debian=debian/items.parquet,debian/queries.parquet"
 
 Every corpus is two Parquet files: items with `item_id`, `embedding` and feature columns; queries with `query_id`,
