@@ -10,12 +10,12 @@
       const i8 *codes, const float *scales, const float *errors, const float *norms, i64 dim, const u64 *words,      \
       i64 num_words, const i64 *filter_of_query, const u64 *span_words, const i64 *span_lines,                       \
       const i64 *excluded_rows, const i64 *excluded_begins, const i64 *excluded_ends, const i64 *queries,            \
-      const i64 *tiles, const i64 *thresholds, i64 *counts, i64 *keys, i64 capacity
+      const i64 *tiles, i64 row_step, const i64 *thresholds, i64 *counts, i64 *keys, i64 capacity
 #define SCORE_ARGUMENTS                                                                                    \
   {query_codes,     query_scales, query_norms,     query_errors, codes,      scales,        errors,          \
    norms,           dim,          words,           num_words,    filter_of_query, span_words, span_lines,    \
-   excluded_rows,   excluded_begins, excluded_ends, queries,     tiles,      thresholds,    counts,          \
-   keys,            capacity}
+   excluded_rows,   excluded_begins, excluded_ends, queries,     tiles,      static_cast<u32>(row_step), \
+   thresholds,      counts,       keys,            capacity}
 
 // In span_lines: no filter.
 constexpr i64 NO_SPAN = EMPTY_KEY;
@@ -30,8 +30,18 @@ struct Score {
   i64 num_words;
   const i64* filter_of_query;
   const u64* span_words;
-  const i64 *span_lines, *excluded_rows, *excluded_begins, *excluded_ends, *queries, *tiles, *thresholds;
+  const i64 *span_lines, *excluded_rows, *excluded_begins, *excluded_ends, *queries, *tiles;
+  u32 row_step;
+  const i64* thresholds;
   i64 *counts, *keys, capacity;
+
+  // How many rows a tile has, and the row at one of its places.
+  __device__ __forceinline__ u32 num_rows(i64 first, i64 end) const {
+    return static_cast<u32>((end - first + row_step - 1) / row_step);
+  }
+  __device__ __forceinline__ i64 row_at(i64 first, u32 place) const {
+    return first + static_cast<i64>(static_cast<u64>(place) * row_step);
+  }
 
   // The query of a pair.
   __device__ __forceinline__ i64 query_of(i64 pair) const { return queries ? queries[pair] : pair; }

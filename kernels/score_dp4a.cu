@@ -6,13 +6,15 @@
 //        bit r % 64 of span_words[span_lines[p] + r / 64]; NO_SPAN (score.cuh) where every row is admitted
 //        excluded_rows i64 [E] or null, those of query b at excluded_begins[b] ... excluded_ends[b] - 1, ascending
 //        queries i64 [pairs] or null (pair p is query p)
-//        tiles i64 [num_tiles,4]  first pair, end pair, first row, end row; at most TILE_QUERIES pairs, any rows
+//        tiles i64 [num_tiles,4]  first pair, end pair, first row, end row; at most TILE_QUERIES pairs, any rows: every
+//        row_step-th of these from the first on
 //        thresholds i64 [B]  only keys above are kept
 //   out  keys i64 [B,capacity]  appended at counts i64 [B]; counts goes on beyond capacity, keys does not
 //   map  one block a tile, one warp a query. A warp lists the rows that it wants of the next 1,024 by their filter
 //        bits, then each lane takes one row of the list after the other
 //   shared  8 * Dp + 16,384 bytes
-//   limits  Dp % 32 == 0, codes aligned to 16 bytes; a query comes once in a tile; 64-bit row arithmetic
+//   limits  Dp % 32 == 0, codes aligned to 16 bytes; a query comes once in a tile; 1 <= row_step < 2^32, with spans 1;
+//        64-bit row arithmetic
 //   cost for each query 1 bit a row of the tile, and Dp + 4 bytes (12 more with bounds) and Dp / 4 operations for each
 //        row that its filter admits: nothing is shared between queries but the caches
 #include "score.cuh"
@@ -61,11 +63,20 @@ extern "C" __global__ void __launch_bounds__(256, 3) score_dp4a(SCORE_PARAMETERS
   const u32* admitted = reinterpret_cast<const u32*>(all.line_of(pair, query));
   i64* found = all.keys + query * all.capacity;
 
-  for (i64 base = first_row / 32 * 32; base < end_row; base += LIST_ROWS) {
-    const i64 start = base + 32 * lane;  // of the rows of this lane
-    u32 bits = start >= end_row ? 0 : !admitted ? ~0u : admitted[start / 32];
-    if (start < first_row) bits = start + 32 <= first_row ? 0 : bits & ~0u << (first_row - start);
-    if (start < end_row && end_row < start + 32) bits &= (1u << (end_row - start)) - 1;
+  const bool every_row = all.row_step == 1;
+  for (i64 base = every_row ? first_row / 32 * 32 : first_row; base < end_row; base = all.row_at(base, LIST_ROWS)) {
+    const i64 start = all.row_at(base, 32 * lane);  // of the rows of this lane
+    u32 bits = 0;
+    if (every_row) {
+      bits = start >= end_row ? 0 : !admitted ? ~0u : admitted[start / 32];
+      if (start < first_row) bits = start + 32 <= first_row ? 0 : bits & ~0u << (first_row - start);
+      if (start < end_row && end_row < start + 32) bits &= (1u << (end_row - start)) - 1;
+    } else {
+      for (u32 i = 0; i < 32 && all.row_at(start, i) < end_row; ++i) {
+        const i64 row = all.row_at(start, i);
+        bits |= (admitted ? admitted[row / 32] >> row % 32 & 1 : 1) << i;
+      }
+    }
     const u32 mine = static_cast<u32>(__popc(bits));
     u32 place = mine;  // the end of this lane's part of the list
     for (u32 by = 1; by < 32; by *= 2) {
@@ -82,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) score_dp4a(SCORE_PARAMETERS
       i64 key = EMPTY_KEY;
       bool keep = false;
       if (first + lane < num_listed) {
-        const i64 row = base + list[first + lane];
+        const i64 row = all.row_at(base, list[first + lane]);
         float score =
             plain_score(dot_row(all.codes + row * all.dim, query_code, all.dim), query_scale, all.scales[row]);
         if (all.query_norms) score = upper_bound(score, query_norm, all.errors[row], query_error, all.norms[row]);

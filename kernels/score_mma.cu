@@ -1,7 +1,7 @@
 // score_mma, score_mma_narrow, score_mma_bounds, score_mma_narrow_bounds: score tiles of queries x rows on the int8
 // tensor cores and keep what beats the thresholds; no other score is written.
 //   in   as score_dp4a.cu; the _bounds kernels read norms and errors, the others ignore them. A tile has at most
-//        TILE_QUERIES pairs, for the narrow kernels NARROW_QUERIES, and any number of rows
+//        TILE_QUERIES pairs, for the narrow kernels NARROW_QUERIES, and any number of rows, row_step apart
 //   out  as score_dp4a.cu
 //   map  one block of 256 threads a tile. The query codes stay in shared memory; row codes stream through four stages
 //        of 128 rows x 64 bytes, by asynchronous copies. score_mma: 2 x 4 warps of 64 rows x 32 queries each.
@@ -84,7 +84,7 @@ struct Tile {
     if (!__syncthreads_or(load_queries(first_pair, num_queries))) return;  // all have what they want
 
     const i8* codes = all.codes + first_row * all.dim;
-    const u32 num_rows = static_cast<u32>(end_row - first_row);
+    const u32 num_rows = all.num_rows(first_row, end_row);
     u32 load_row = 0, load_dim = 0;  // of the next stage to be filled
     u32 row = 0, first_dim = 0;      // of the stage that is multiplied
     for (u32 stage = 0; stage < STAGES - 1; ++stage) load_stage(stage, codes, num_rows, load_row, load_dim);
@@ -96,7 +96,7 @@ struct Tile {
       multiply(stage, first_dim);
       first_dim += STAGE_DIM;
       if (first_dim >= dim) {
-        keep_best(first_row + row, min(num_rows - row, TILE_ROWS));
+        keep_best(all.row_at(first_row, row), min(num_rows - row, TILE_ROWS));
         clear();
         first_dim = 0;
         row += TILE_ROWS;
@@ -141,8 +141,8 @@ struct Tile {
       for (u32 i = threadIdx.x; i < TILE_ROWS * (STAGE_DIM / 16); i += THREADS) {
         const u32 line = i / (STAGE_DIM / 16), part = i % (STAGE_DIM / 16), d = first_dim + 16 * part;
         const bool inside = row + line < num_rows && d < dim;
-        copy_async(to + line * STAGE_LINE + 16 * part, codes + (inside ? static_cast<i64>(row + line) * dim + d : 0),
-                   inside);
+        const i64 place = inside ? all.row_at(0, row + line) * dim + d : 0;
+        copy_async(to + line * STAGE_LINE + 16 * part, codes + place, inside);
       }
       first_dim += STAGE_DIM;
       if (first_dim >= dim) {
@@ -195,7 +195,7 @@ struct Tile {
     for (u32 half = 0; half < HALVES; ++half) {
       const bool is_row = row_of(half) < num_rows;
       inside |= static_cast<u32>(is_row) << half;
-      row_scales[half] = is_row ? all.scales[row + row_of(half)] : 0.0f;
+      row_scales[half] = is_row ? all.scales[all.row_at(row, row_of(half))] : 0.0f;
     }
     u64 hits = 0;  // bit HALVES * column + half
 #pragma unroll
@@ -206,7 +206,7 @@ struct Tile {
       for (u32 half = 0; half < HALVES; ++half) {
         float score = plain_score(sum_of(half, column), query.scale, row_scales[half]);
         if (BOUNDS) {
-          const i64 place = row + (inside >> half & 1 ? row_of(half) : 0);
+          const i64 place = all.row_at(row, inside >> half & 1 ? row_of(half) : 0);
           score = upper_bound(score, query.norm, all.errors[place], query.error, all.norms[place]);
         }
         mine |= static_cast<u64>(score >= query.least) << half;
@@ -264,7 +264,7 @@ struct Tile {
     i32 number = -1;  // the query, where the key is kept
     if (hit.place != NO_HIT) {
       const TileQuery& query = tile_queries[hit.place >> 8];
-      const i64 mine = row + (hit.place & 255);
+      const i64 mine = all.row_at(row, hit.place & 255);
       float score = plain_score(hit.dot, query.scale, all.scales[mine]);
       if (BOUNDS) score = upper_bound(score, query.norm, all.errors[mine], query.error, all.norms[mine]);
       key = make_key(score, mine);

@@ -27,7 +27,7 @@ class StandIn:
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)
         self.launches: list[tuple[str, int]] = []
-        self.overflows = 0
+        self.overflows = self.guessed_too_high = 0
 
     def launch(self, source: Path, kernel: str, grid, threads: int, shared_bytes: int, arguments) -> None:
         self.launches.append((kernel, grid[0]))
@@ -46,7 +46,7 @@ class StandIn:
     def score(
         self, kernel, grid, q_codes, q_scales, q_norms, q_errors, codes, scales, errors, norms, dim, words, num_words,
         filter_of_query, span_words, span_lines, excluded_rows, excluded_begins, excluded_ends, queries, tiles,
-        thresholds, counts, keys, capacity,
+        row_step, thresholds, counts, keys, capacity,
     ) -> None:  # fmt: skip
         assert grid == (len(tiles), 1, 1)
         assert dim == codes.shape[1] == q_codes.shape[1]
@@ -63,15 +63,16 @@ class StandIn:
             if first == end or row == last_row:
                 continue
             assert 0 <= row < last_row <= len(scales)
+            assert row_step == 1 or span_words is None
             for pair in range(first, end):
                 query = pair if queries is None else int(queries[pair])
                 if int(thresholds[query]) == MOST_KEY:
                     continue
-                rows = torch.arange(row, last_row)
-                found = (codes[row:last_row].int() @ q_codes[query].int()).float() * q_scales[query]
-                found = found * scales[row:last_row]
+                rows = torch.arange(row, last_row, row_step)
+                found = (codes[rows].int() @ q_codes[query].int()).float() * q_scales[query]
+                found = found * scales[rows]
                 if q_norms is not None:
-                    found = found + (q_norms[query] * errors[row:last_row] + q_errors[query] * norms[row:last_row])
+                    found = found + (q_norms[query] * errors[rows] + q_errors[query] * norms[rows])
                 found_keys = make_keys(found, rows)
                 keep = found_keys > thresholds[query]
                 if words is not None and int(filter_of_query[query]) >= 0:
@@ -90,36 +91,43 @@ class StandIn:
                 keys[query, begin : begin + min(room, len(some))] = torch.tensor(some[:room], dtype=torch.int64)
                 counts[query] = begin + len(some)
 
-    def select_keys(self, grid, keys, counts, kept, capacity, k, thresholds, redo) -> None:
+    def select_keys(self, grid, keys, counts, kept, capacity, k, most, thresholds, spare, redo) -> None:
         assert grid == (len(keys), 1, 1)
         assert keys.shape[1] == capacity
         for query in range(len(keys)):
-            count, before = int(counts[query]), int(kept[query])
+            count, before, threshold = int(counts[query]), int(kept[query]), int(thresholds[query])
             redo[query] = MOST_KEY
+            if count < k and threshold not in (EMPTY_KEY, MOST_KEY):
+                self.guessed_too_high += 1
+                counts[query] = kept[query] = 0
+                thresholds[query] = redo[query] = int(spare[query])
+                spare[query] = EMPTY_KEY
+                continue
             if count == before:
                 continue
             there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
+            best = there[: self.random.randint(k, most)]
             if count > capacity:
                 self.overflows += 1
                 counts[query] = before
-                redo[query] = there[k - 1] - 1
+                redo[query] = best[-1] - 1
                 continue
-            best = there[:k]
+            if len(there) >= k:
+                thresholds[query] = best[-1] - 1
             self.random.shuffle(best)
             keys[query, : len(best)] = torch.tensor(best, dtype=torch.int64)
             counts[query] = kept[query] = len(best)
-            if len(best) == k:
-                thresholds[query] = min(best)
 
-    def sort_keys(self, grid, keys, counts, capacity, k, rows, scores) -> None:
+    def sort_keys(self, grid, keys, counts, capacity, k, most, rows, scores) -> None:
         assert grid == (len(keys), 1, 1)
         assert keys.shape[1] == capacity
         rows.fill_(-1)
         scores.fill_(-torch.inf)
         for query in range(len(keys)):
             best = torch.tensor(sorted(keys[query, : int(counts[query])].tolist(), reverse=True), dtype=torch.int64)
-            assert len(best) <= k
+            assert len(best) <= most
             assert EMPTY_KEY not in best
+            best = best[:k]
             ordered = (best >> 32).to(torch.int32)
             rows[query, : len(best)] = 0xFFFFFFFF - (best & 0xFFFFFFFF)
             scores[query, : len(best)] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)

@@ -45,6 +45,7 @@ LARGE = {
         "k0": 1000,
     },
     "many_results": {"queries": 20, "rows": 60_000, "dim": 64, "clusters": 9, "probes": 9, "k0": 13_000},
+    "two_samples": {"queries": 40, "rows": 300_000, "clusters": 64, "k0": 132},
     "large_ties": {"queries": 100, "rows": 60_000, "high": 1, "clusters": 9, "probes": 9, "k0": 500},
 }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gpu_bench import selection_cost
 from gpu_bench.corpora import TERMS_AN_ITEM, Corpus, batch_for, quantized
 from gpu_bench.record import Record, seconds_of, wait
 from stcli.model.planner import default_candidates
@@ -173,21 +174,28 @@ def measure_kernels(
             )
             if cuda.runs_on(record.device):
                 measure_launches(record, name, work, cost, ceilings)
+    if cuda.runs_on(record.device):
+        for k in ks:
+            expected = selection_cost.shares(num_items, batch_for(k, batch), min(default_candidates(k), num_items), dim)
+            record.add("selection", f"by arithmetic: search_rows, no filter, k={k}", **expected)
 
 
 def measure_launches(
     record: Record, name: str, work: Callable[[], Any], cost: dict[str, float], ceilings: dict[str, float]
 ) -> None:
-    """The kernels of an operation, each with its share of the time that all of them take."""
+    """The kernels of an operation, each with its share of the time that all of them take; and of selecting in all."""
     timed = Timed(cuda.current_launcher())
     with cuda.launching_with(timed):
         work()
     wait(record.device)
     found = timed.milliseconds()
+    in_all = sum(found.values()) or 1
+    selecting = found.get("select_keys", 0) + found.get("sort_keys", 0)
+    if selecting:
+        record.add("selection", name, ms=selecting, share=selecting / in_all)
     for kernel, ms in found.items():
         own = cost if "score" in kernel or kernel.split("_")[0] in name else {}
-        share = ms / (sum(found.values()) or 1)
-        record.add("kernels", f"{name}: {kernel}", ms=ms, share=share, **shares(own, ms / 1e3, ceilings))
+        record.add("kernels", f"{name}: {kernel}", ms=ms, share=ms / in_all, **shares(own, ms / 1e3, ceilings))
 
 
 def shares(cost: dict[str, float], seconds: float, ceilings: dict[str, float]) -> dict[str, float]:

@@ -16,9 +16,9 @@ from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys, split_keys
 from stcli.ops.rescore import rescore
-from stcli.ops.rounds import LISTED, Fit, rounds_over_rows
+from stcli.ops.rounds import LISTED, Fit
 from stcli.ops.scan import Scan
-from stcli.ops.scan_cuda import capacity_for, fit, growth_for, run_cuda
+from stcli.ops.scan_cuda import fit, search_all_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.types import Candidates, Quantized
@@ -163,11 +163,9 @@ def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int, 
     }
     if cuda.runs_on(device):
         scan = Scan(queries, index, None, none, 132, None, None)
-        capacity = capacity_for(corpus.num_items, 132)
 
         def form(which: Fit) -> Candidates:
-            rounds = rounds_over_rows(batch, corpus.num_items, capacity, growth_for(132, capacity), device, which)
-            return run_cuda(scan, rounds, capacity, lambda part, _: part.run([]))
+            return search_all_rows(scan, lambda part, _: part.run([]), fits=which)
 
         dim = index.codes.shape[1]
         works[f"all rows with mma ({batch} queries)"] = lambda: form(fit(scan))

@@ -10,9 +10,8 @@ from stcli.ops.checks import Shapes
 from stcli.ops.dispatch import resolve
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import best_keys, make_keys, split_keys
-from stcli.ops.rounds import rounds_over_rows
 from stcli.ops.scan import Scan
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, search_all_rows
 from stcli.types import Candidates, Clusters, Quantized, SearchIndex
 
 _TILE_SCORES = 1 << 21
@@ -90,17 +89,13 @@ def _native(queries: Quantized, centroids: Quantized, reaches: torch.Tensor, num
 
 def _cuda(queries: Quantized, centroids: Quantized, reaches: torch.Tensor, num_probes: int) -> torch.Tensor:
     """The centroids are the rows of a search without clusters, their reaches the errors in its bounds."""
-    num_clusters, device = len(centroids.scales), queries.codes.device
-    none = torch.empty(0, dtype=torch.int64, device=device)
+    none = torch.empty(0, dtype=torch.int64, device=queries.codes.device)
     index = SearchIndex(centroids.codes, centroids.scales, reaches, reaches, Clusters(centroids, none))
     lengths = _lengths(queries)
     scan = Scan(queries, index, None, none, num_probes, None, (lengths, torch.zeros_like(lengths)))
-    capacity = capacity_for(num_clusters, num_probes)
-    growth = growth_for(num_probes, capacity)
-    rounds = rounds_over_rows(len(queries.scales), num_clusters, capacity, growth, device, fit(scan))
 
     def torch_form(part: Scan, _: torch.Tensor) -> Candidates:
         rows = _torch(part.queries, centroids, reaches, num_probes)
         return Candidates(rows, torch.zeros_like(rows, dtype=torch.float32))
 
-    return run_cuda(scan, rounds, capacity, torch_form).rows
+    return search_all_rows(scan, torch_form).rows

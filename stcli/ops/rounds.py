@@ -1,5 +1,8 @@
 """The rounds of a search on a GPU: which queries meet which rows in which launch, made without waiting for the device.
 
+A search of all rows looks at a small sample of them first, then at a larger one, then at all: the samples tell above
+which score a row is likely to be wanted. A search of clusters begins with the nearest ones, whose rows are the best.
+
 Whatever depends on data (which clusters are probed, which filters are selective) stays on the device: a table of tiles
 has as many lines as there can be, and those that are not needed are empty.
 """
@@ -7,17 +10,27 @@ has as many lines as there can be, and those that are not needed are empty.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-SEGMENTS = 128
-"""The first rounds take some rows of each so many parts of the index: rows of one cluster lie together."""
+STEP = 61
+"""Each level of a sample takes one row in so many of the next: a prime, so that rows which repeat themselves in the
+order of the index, as variants of one item do, do not fall in step."""
+
+SMALL_SAMPLE = 4096
+"""Rows from which on a sample needs no other that tells what to keep of it."""
 
 TILE_ROWS = 4096
 LISTED_TILE_ROWS = 1 << 16
-"""Rows of a tile, for kernels that read all of them and for the one that reads only the admitted ones."""
+"""Rows of a tile, for kernels that read all of them and for the one that reads only the admitted ones; and for rounds
+that most queries have no part in, whose tiles are closed as soon as they are opened."""
+
+FEWEST_SPANS = 64
+LEAST_TILE_ROWS = 128
+"""Few rows are cut into about so many pieces, whole multiples of this."""
 
 LISTED_SHARE = 64
 """A query that admits less than one row in so many reads only those: from bytes and operations, not yet measured."""
@@ -91,12 +104,14 @@ class Work:
         queries: int64 [pairs], the query of each pair, or None where pair p is query p.
         span_lines: int64 [pairs], row r of a pair is bit r % 64 of word `span_lines + r // 64` of the spans; NO_SPAN
             where every row is admitted; None without spans.
+        row_step: a tile has its first row and every `row_step`-th after it.
     """
 
     form: Form
     tiles: torch.Tensor
     queries: torch.Tensor | None
     span_lines: torch.Tensor | None = None
+    row_step: int = 1
 
 
 def bounds_of_rounds(first: int, end: int, growth: int) -> list[int]:
@@ -110,58 +125,82 @@ def bounds_of_rounds(first: int, end: int, growth: int) -> list[int]:
     return bounds
 
 
-def rounds_over_rows(
+def rank_in_sample(k: int) -> int:
+    """Which key of a sample of every `STEP`-th row is hardly ever above the k-th best key of all rows.
+
+    k / STEP of the best k are in the sample on average, with the square root of that as deviation; six of these are
+    added, and something for the smallest numbers, where the tail is longer. So a threshold at that rank lets pass
+    k + 6 * sqrt(STEP * k) + 10 * STEP rows, about.
+    """
+    return math.ceil(k / STEP + 6 * math.sqrt(k / STEP) + 10)
+
+
+@dataclass(frozen=True)
+class Level:
+    """A sample of the rows, or, with row_step 1, all of them; and how many of their best keys are wanted."""
+
+    row_step: int
+    wanted: int
+
+
+def levels(num_rows: int, k0: int) -> list[Level]:
+    """What an exact search looks at, small samples first: each gives the threshold of the next.
+
+    A sample is left out where its threshold would let half of the rows pass, and where there are few rows.
+
+    Example: levels(10_000_000, 132) is [Level(3721, 14), Level(61, 21), Level(1, 132)].
+    """
+    found = [Level(1, k0)]
+    while num_rows > SMALL_SAMPLE and 2 * STEP * rank_in_sample(found[0].wanted) < num_rows:
+        found.insert(0, Level(found[0].row_step * STEP, rank_in_sample(found[0].wanted)))
+        num_rows = -(-num_rows // STEP)
+    return found
+
+
+def work_over_rows(
     num_queries: int,
     num_rows: int,
-    capacity: int,
-    growth: int,
+    row_step: int,
     device: torch.device,
     fit: Fit,
     listed: torch.Tensor | None = None,
-) -> Iterator[list[Work]]:
-    """All rows for every query.
+    large_tiles: bool = False,
+) -> list[Work]:
+    """All rows for every query, or every `row_step`-th from row 0 on.
 
     Args:
         num_queries: B.
         num_rows: N.
-        capacity: rows of the first round at most.
-        growth: see `bounds_of_rounds`.
+        row_step: at least 1.
         device: of the tables.
         fit: which kernels the device can run.
         listed: bool [B], queries that read only their admitted rows; None for none.
+        large_tiles: for a round that hardly any query has a part in.
     """
-    segments = max(min(SEGMENTS, num_rows // TILE_ROWS), 1)
-    length = -(-num_rows // segments)
     dense = fit(LISTED if num_queries < FEW_QUERIES else WIDE if num_queries > NARROW.tile_queries else NARROW)
-    queries, first_listed = None, None
-    if listed is not None:
-        queries = torch.sort(listed.to(torch.int8), stable=True).indices
-        first_listed = num_queries - listed.sum()
-    bounds = bounds_of_rounds(max(capacity // segments, 1), length, growth)
-    for begin, end in itertools.pairwise(bounds):
-        spans = _row_spans(num_rows, segments, length, begin, end, _tile_rows(dense), device)
-        work = [Work(dense, _grid(spans, _query_spans(dense, num_queries, None, first_listed, device)), queries)]
-        if listed is not None:
-            spans = _row_spans(num_rows, segments, length, begin, end, LISTED_TILE_ROWS, device)
-            work.append(
-                Work(LISTED, _grid(spans, _query_spans(LISTED, num_queries, first_listed, None, device)), queries)
-            )
-        yield work
+    tile_rows = LISTED_TILE_ROWS if dense is LISTED or large_tiles else TILE_ROWS
+    if listed is None:
+        rows = _row_spans(num_rows, row_step, tile_rows, device)
+        tiles = _grid(rows, _query_spans(dense, num_queries, None, None, device))
+        return [Work(dense, tiles, None, None, row_step)]
+    queries = torch.sort(listed.to(torch.int8), stable=True).indices
+    first_listed = num_queries - listed.sum()
+    parts = ((dense, None, first_listed, tile_rows), (LISTED, first_listed, None, LISTED_TILE_ROWS))
+    works = []
+    for form, first, end, most in parts:
+        rows = _row_spans(num_rows, row_step, most, device)
+        works.append(
+            Work(form, _grid(rows, _query_spans(form, num_queries, first, end, device)), queries, None, row_step)
+        )
+    return works
 
 
-def _tile_rows(form: Form) -> int:
-    return LISTED_TILE_ROWS if form is LISTED else TILE_ROWS
-
-
-def _row_spans(
-    num_rows: int, segments: int, length: int, begin: int, end: int, step: int, device: torch.device
-) -> torch.Tensor:
-    """Rows begin … end - 1 of each segment of `length` rows, in pieces of `step`: int64 [spans, 2]."""
-    starts = torch.arange(begin, end, step, device=device)
-    origins = torch.arange(segments, device=device)[:, None] * length
-    first = origins + starts
-    last = torch.minimum(origins + (starts + step).clamp(max=end), origins + length)
-    return torch.stack([first, torch.maximum(last, first)], -1).clamp(max=num_rows).flatten(0, 1)
+def _row_spans(num_rows: int, row_step: int, most: int, device: torch.device) -> torch.Tensor:
+    """Every `row_step`-th row, in pieces of at most `most`: int64 [spans, 2], the first row and the end."""
+    even = -(-num_rows // (row_step * FEWEST_SPANS * LEAST_TILE_ROWS)) * LEAST_TILE_ROWS
+    step = row_step * min(max(even, 1), most)
+    first = torch.arange(0, num_rows, step, device=device)
+    return torch.stack([first, (first + step).clamp(max=num_rows)], -1)
 
 
 def _query_spans(

@@ -1,27 +1,42 @@
 """The CUDA form of both searches and of `choose_probes`: rounds of scoring and selecting, without a host in between.
 
 A round scores some tiles (queries times rows). A query collects the keys above its threshold in a buffer of `capacity`
-places; then its best k0 move to the front and the k0-th becomes the threshold of the next round. Rounds grow, so that
-10 M rows take about ten. The rows of the first rounds are spread over the whole index, or are those of the nearest
-clusters: a good threshold leaves little to collect later.
+places; then the best of them move to the front, as many as are wanted and few more, and the threshold rises to them.
 
-A query that collects more than its buffer holds is scored again in the same round, with the k0-th of what it did
+- All rows: samples of them first, spread evenly over the index, and then all (`levels` in rounds.py). A threshold from
+  a sample is a guess, so low that k0 rows are above it almost surely. A query that is left with fewer is scored again
+  with the threshold that the sample itself was collected with, and then with none.
+- Clusters: rounds that grow, the nearest clusters first. A row below the k0-th of any rows is not wanted, so nothing is
+  guessed.
+
+A query that collects more than its buffer holds is scored again in the same round, with about the k0-th of what it did
 collect as threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is
 answered by the torch form at the end. Results depend on neither the order of appends nor any of these sizes.
 
-Scratch: 8 * capacity bytes a query, 64 bytes a tile, and 8 bytes a (query, probe) pair.
+Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 304 KB for 13,000), 32 bytes a tile, and 8
+bytes a (query, probe) pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from stcli.ops import cuda
 from stcli.ops.keys import EMPTY_KEY
-from stcli.ops.rounds import Fit, Work
+from stcli.ops.rounds import (
+    LISTED_SHARE,
+    STEP,
+    Fit,
+    Work,
+    levels,
+    rank_in_sample,
+    rounds_over_probes,
+    work_over_rows,
+)
 from stcli.ops.scan import Scan
 from stcli.types import Candidates, Lines, Quantized
 
@@ -29,39 +44,87 @@ MOST_CANDIDATES = 16_384
 """The final sort of a query's keys takes place in shared memory."""
 
 MOST_KEY = 2**63 - 1
-"""As threshold: this query is done."""
+"""As threshold: this query is done, or takes no part."""
 
 THREADS = 256
-"""Of a block, in every kernel of the search."""
+"""Of a block, in every score kernel."""
 
 _ROOM = 16_384
-"""Places of a query's buffer beside its k0 best."""
+"""Places of a query's buffer beside its k0 best, at least."""
 
 REDOS = 2
-"""More attempts of a round for queries that collected too much."""
+"""More attempts of a round for queries that collected too much or too little."""
+
+TorchForm = Callable[[Scan, torch.Tensor], Candidates]
+"""Called with the search of the queries that the rounds could not answer, and their numbers int64 [b]."""
 
 
-def run_cuda(
-    scan: Scan,
-    rounds: Iterable[list[Work]],
-    capacity: int,
-    torch_form: Callable[[Scan, torch.Tensor], Candidates],
+@dataclass(frozen=True)
+class Round:
+    """One round.
+
+    Attributes:
+        works: what is scored; no (query, row) pair comes twice.
+        again: the same in larger tiles, for the few queries that are scored again.
+        wanted: how many of its best keys a query keeps at least.
+        is_sample: only the thresholds are of use afterwards.
+    """
+
+    works: list[Work]
+    again: list[Work]
+    wanted: int
+    is_sample: bool = False
+
+
+def search_all_rows(
+    scan: Scan, torch_form: TorchForm, admitted: torch.Tensor | None = None, fits: Fit | None = None
 ) -> Candidates:
-    """Run the rounds of a search.
+    """The best k0 of all rows.
 
     Args:
         scan: checked, contiguous.
-        rounds: the work of each; no (query, row) pair comes twice.
-        capacity: places of a query's buffer.
-        torch_form: called with the search of the queries that did not fit, and their numbers int64 [b].
+        torch_form: see `TorchForm`.
+        admitted: int64 [B], how many rows each query may see; None where it may see all of them.
+        fits: which score kernels may run; None for those that the device can.
     """
+    num_queries, num_rows, device = len(scan.queries.scales), len(scan.index.scales), scan.queries.codes.device
+    capacity = capacity_for(num_rows, scan.k0)
+    listed, whole = None, None
+    if admitted is not None:
+        listed = admitted * LISTED_SHARE < num_rows
+        whole = admitted <= capacity
+    work = partial(work_over_rows, num_queries, num_rows, device=device, fit=fits or fit(scan), listed=listed)
+
+    def rounds() -> Iterable[Round]:
+        *samples, last = levels(num_rows, scan.k0)
+        for level in samples:
+            yield Round(work(level.row_step), [], level.wanted, is_sample=True)
+        yield Round(work(1), work(1, large_tiles=True), last.wanted)
+
+    return _run(scan, rounds(), capacity, torch_form, whole)
+
+
+def search_probed_rows(scan: Scan, probes: torch.Tensor, torch_form: TorchForm) -> Candidates:
+    """The best k0 rows of the probed clusters; arguments as of `search_all_rows`, and probes int64 [B, P]."""
+    num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
+    capacity = capacity_for(num_rows, scan.k0)
+    starts = None if scan.spans is None else scan.spans.starts
+    growth = growth_for(scan.k0, capacity)
+    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth, fit(scan), starts)
+    return _run(scan, (Round(works, works, scan.k0) for works in rounds), capacity, torch_form)
+
+
+def _run(
+    scan: Scan, rounds: Iterable[Round], capacity: int, torch_form: TorchForm, whole: torch.Tensor | None = None
+) -> Candidates:
+    """Run the rounds of a search; `whole`, bool [B], has the queries that need no sample, since all they see fits."""
     if scan.excluded is not None:
         scan = replace(scan, excluded=sorted_lines(scan.excluded))
-    state = _State.of(scan, capacity)
+    state = _State.of(scan, capacity, whole)
     for round_ in rounds:
         state.round(scan, round_)
     found = state.sorted(scan.k0)
-    if capacity >= len(scan.index.scales):  # there was room for all
+    if capacity >= len(scan.index.scales):  # there was room for all, once a guess that was too high was taken back
         return found
     lost = state.lost.nonzero()[:, 0]  # the only place where the host waits
     if len(lost):
@@ -71,13 +134,18 @@ def run_cuda(
 
 
 def capacity_for(num_rows: int, k0: int) -> int:
-    """Places of a query's buffer: for all rows, or for its k0 best and those that a round adds."""
-    return max(min(num_rows, k0 + max(_ROOM, 3 * k0)), k0)
+    """Places of a query's buffer: for all rows, or for twice what passes a sample's threshold on average."""
+    return max(min(num_rows, max(k0 + _ROOM, 2 * STEP * rank_in_sample(k0))), k0)
 
 
 def growth_for(k0: int, capacity: int) -> int:
     """How many times as many rows as all before a round may look at: it adds some k0 times this many keys."""
     return max((capacity - k0) // (4 * k0), 1)
+
+
+def most_kept(wanted: int) -> int:
+    """Keys that a selection may keep: an exact cut would take more passes over them."""
+    return wanted + wanted // 16 + 32
 
 
 def sorted_lines(lines: Lines) -> Lines:
@@ -96,15 +164,19 @@ def fit(scan: Scan) -> Fit:
 
 @dataclass(frozen=True)
 class _State:
+    """What the kernels carry from round to round, a line a query; see kernels/select_keys.cu."""
+
     keys: torch.Tensor
     counts: torch.Tensor
     kept: torch.Tensor
     thresholds: torch.Tensor
+    spare: torch.Tensor
     redo: torch.Tensor
     lost: torch.Tensor
+    whole: torch.Tensor | None
 
     @classmethod
-    def of(cls, scan: Scan, capacity: int) -> _State:
+    def of(cls, scan: Scan, capacity: int, whole: torch.Tensor | None) -> _State:
         device, num_queries = scan.queries.codes.device, len(scan.queries.scales)
 
         def numbers(value: int) -> torch.Tensor:
@@ -112,90 +184,112 @@ class _State:
 
         keys = torch.empty(num_queries, capacity, dtype=torch.int64, device=device)
         lost = torch.zeros(num_queries, dtype=torch.bool, device=device)
-        return cls(keys, numbers(0), numbers(0), numbers(EMPTY_KEY), numbers(MOST_KEY), lost)
+        empty, most = EMPTY_KEY, MOST_KEY
+        return cls(keys, numbers(0), numbers(0), numbers(empty), numbers(empty), numbers(most), lost, whole)
 
-    def round(self, scan: Scan, works: list[Work]) -> None:
-        """Score the tiles and select; again for the queries that collected too much."""
-        thresholds = self.thresholds
+    def round(self, scan: Scan, round_: Round) -> None:
+        """Score the tiles and select; again for the queries that collected too much or too little."""
+        if round_.is_sample:
+            self._sample(scan, round_)
+            return
+        thresholds, works = self.thresholds, round_.works
         for _ in range(1 + REDOS):
-            for work in works:
-                self._score(scan, work, thresholds)
-            self._select(scan.k0)
-            thresholds = self.redo
+            self._score(scan, works, thresholds)
+            self._select(round_.wanted)
+            thresholds, works = self.redo, round_.again
         self.lost.logical_or_(self.redo != MOST_KEY)
 
-    def _score(self, scan: Scan, work: Work, thresholds: torch.Tensor) -> None:
+    def _sample(self, scan: Scan, round_: Round) -> None:
+        thresholds = self.thresholds if self.whole is None else self.thresholds.masked_fill(self.whole, MOST_KEY)
+        self.spare.copy_(self.thresholds)
+        self._score(scan, round_.works, thresholds)
+        self._select(round_.wanted)
+        self.counts.zero_()
+        self.kept.zero_()
+
+    def _score(self, scan: Scan, works: list[Work], thresholds: torch.Tensor) -> None:
         queries, index = scan.queries, scan.index
         norms, errors = scan.bounds if scan.bounds is not None else (None, None)
         bounded = scan.bounds is not None
         words = scan.words if scan.words is not None and scan.words.numel() else None
         excluded = scan.excluded if scan.excluded is not None and len(scan.excluded.values) else None
-        cuda.launch(
-            work.form.source,
-            work.form.kernel_for(bounded),
-            len(work.tiles),
-            THREADS,
-            queries.codes,
-            queries.scales,
-            norms,
-            errors,
-            index.codes,
-            index.scales,
-            index.errors if bounded else None,
-            index.norms if bounded else None,
-            index.codes.shape[1],
-            words,
-            0 if words is None else words.shape[1],
-            None if words is None else scan.filter_of_query,
-            None if work.span_lines is None or scan.spans is None else scan.spans.words,
-            work.span_lines,
-            None if excluded is None else excluded.values,
-            None if excluded is None else excluded.begins,
-            None if excluded is None else excluded.ends,
-            work.queries,
-            work.tiles,
-            thresholds,
-            self.counts,
-            self.keys,
-            self.keys.shape[1],
-            shared_bytes=work.form.shared_bytes(index.codes.shape[1]),
-        )
+        for work in works:
+            cuda.launch(
+                work.form.source,
+                work.form.kernel_for(bounded),
+                len(work.tiles),
+                THREADS,
+                queries.codes,
+                queries.scales,
+                norms,
+                errors,
+                index.codes,
+                index.scales,
+                index.errors if bounded else None,
+                index.norms if bounded else None,
+                index.codes.shape[1],
+                words,
+                0 if words is None else words.shape[1],
+                None if words is None else scan.filter_of_query,
+                None if work.span_lines is None or scan.spans is None else scan.spans.words,
+                work.span_lines,
+                None if excluded is None else excluded.values,
+                None if excluded is None else excluded.begins,
+                None if excluded is None else excluded.ends,
+                work.queries,
+                work.tiles,
+                work.row_step,
+                thresholds,
+                self.counts,
+                self.keys,
+                self.keys.shape[1],
+                shared_bytes=work.form.shared_bytes(index.codes.shape[1]),
+            )
 
-    def _select(self, k0: int) -> None:
+    def _select(self, wanted: int) -> None:
+        threads, most = max(threads_for(wanted), 256), most_kept(wanted)
         cuda.launch(
             "select_keys.cu",
             "select_keys",
             len(self.keys),
-            THREADS,
+            threads,
             self.keys,
             self.counts,
             self.kept,
             self.keys.shape[1],
-            k0,
+            wanted,
+            most,
             self.thresholds,
+            self.spare,
             self.redo,
-            shared_bytes=2 * k0,
+            shared_bytes=16 * threads + 2 * most,
         )
 
     def sorted(self, k0: int) -> Candidates:
         """The best k0 of each query in order."""
-        places = 1 << (k0 - 1).bit_length()
+        threads, most = threads_for(k0), most_kept(k0)
         rows = torch.empty(len(self.keys), k0, dtype=torch.int64, device=self.keys.device)
         scores = torch.empty(len(self.keys), k0, dtype=torch.float32, device=self.keys.device)
         cuda.launch(
             "select_keys.cu",
             "sort_keys",
             len(self.keys),
-            min(max(places // 2, 32), 1024),
+            threads,
             self.keys,
             self.counts,
             self.keys.shape[1],
             k0,
+            most,
             rows,
             scores,
-            shared_bytes=8 * places,
+            shared_bytes=16 * threads + 8 * most,
         )
         return Candidates(rows, scores)
+
+
+def threads_for(num_keys: int) -> int:
+    """Of a block that handles so many keys, some four each: as many buckets as keys."""
+    return min(max(1 << (num_keys // 4).bit_length(), 64), 1024)
 
 
 def _part(scan: Scan, queries: torch.Tensor) -> Scan:

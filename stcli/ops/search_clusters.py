@@ -8,9 +8,8 @@ import torch
 
 from stcli.ops.checks import check_range
 from stcli.ops.dispatch import reads_values, resolve
-from stcli.ops.rounds import rounds_over_probes
 from stcli.ops.scan import Bounds, Scan, Tile
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, search_probed_rows
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex, Spans
 
@@ -91,8 +90,5 @@ def _tiles(probes: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor | N
 
 
 def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:
-    num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
-    capacity = capacity_for(num_rows, scan.k0)
-    growth = growth_for(scan.k0, capacity)
-    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth, fit(scan), _starts(scan))
-    return run_cuda(scan, rounds, capacity, lambda part, lost: part.run(_tiles(probes[lost], offsets, _starts(part))))
+    offsets = scan.index.clusters.offsets
+    return search_probed_rows(scan, probes, lambda part, lost: part.run(_tiles(probes[lost], offsets, _starts(part))))

@@ -8,9 +8,8 @@ import torch
 
 from stcli.ops.count_bits import count_bits
 from stcli.ops.dispatch import reads_values, resolve
-from stcli.ops.rounds import LISTED_SHARE, rounds_over_rows
 from stcli.ops.scan import Bounds, Scan, Tile
-from stcli.ops.scan_cuda import MOST_CANDIDATES, capacity_for, fit, growth_for, run_cuda
+from stcli.ops.scan_cuda import MOST_CANDIDATES, search_all_rows
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -81,13 +80,8 @@ def _tiles(words: torch.Tensor | None, filter_of_query: torch.Tensor, num_rows: 
 
 
 def _cuda(scan: Scan) -> Candidates:
-    num_rows, words = len(scan.index.scales), scan.words
-    capacity, listed = capacity_for(num_rows, scan.k0), None
+    num_rows, words, admitted = len(scan.index.scales), scan.words, None
     if words is not None and words.numel():
-        admitted = count_bits(words)[scan.filter_of_query.clamp(min=0)]
-        listed = (admitted * LISTED_SHARE < num_rows) & (scan.filter_of_query >= 0)
-    growth, device = growth_for(scan.k0, capacity), scan.queries.codes.device
-    rounds = rounds_over_rows(len(scan.queries.scales), num_rows, capacity, growth, device, fit(scan), listed)
-    return run_cuda(
-        scan, rounds, capacity, lambda part, _: part.run(_tiles(part.words, part.filter_of_query, num_rows))
-    )
+        counted = count_bits(words)[scan.filter_of_query.clamp(min=0)]
+        admitted = torch.where(scan.filter_of_query < 0, num_rows, counted)
+    return search_all_rows(scan, lambda part, _: part.run(_tiles(part.words, part.filter_of_query, num_rows)), admitted)

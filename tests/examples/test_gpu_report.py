@@ -76,10 +76,15 @@ def test_with_the_kernels(report, monkeypatch):
         "score_mma_narrow_bounds", "select_keys", "sort_keys", "verify_terms",
     }  # fmt: skip
     assert all(0 < row["share"] <= 1 for row in rows)
+    selection = [row for row in data["rows"] if row["stage"] == "selection"]
+    assert all(0 < row["share"] < 1 for row in selection)
+    for name in ("search_rows, no filter, k=3", "by arithmetic: search_rows, no filter, k=3", "search_rows, filters"):
+        assert sum(row["name"] == name for row in selection) == 1
     assert sum("with mma" in row["name"] or "with dp4a" in row["name"] for row in data["rows"]) == 2
 
 
-def test_no_time_left(report):
+def test_no_time_left(report, monkeypatch):
+    monkeypatch.setattr(gpu_report, "GRACE", 100)  # on a busy machine, to begin takes more than ten seconds
     data, out = report("--seconds", "0")
     assert data["rows"] == []
     assert len(data["skipped"]) == 4

@@ -62,7 +62,7 @@ def sorted_lines(lines: Lines) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return torch.cat(parts), ends - torch.tensor([len(part) for part in parts]), ends
 
 
-def score(case: Case, form: Form, queries, tiles, thresholds, counts, keys, seed: int) -> None:
+def score(case: Case, form: Form, queries, tiles, thresholds, counts, keys, seed: int, row_step: int = 1) -> None:
     """Score tiles and append to `keys`."""
     index, dim = case.index, case.queries.codes.shape[1]
     bounds = case.bounds or (None, None)
@@ -91,6 +91,7 @@ def score(case: Case, form: Form, queries, tiles, thresholds, counts, keys, seed
             *excluded,
             queries,
             tiles,
+            row_step,
             thresholds,
             counts,
             keys,
@@ -99,15 +100,20 @@ def score(case: Case, form: Form, queries, tiles, thresholds, counts, keys, seed
     )
 
 
-def select(keys, counts, kept, k: int, thresholds, redo, seed: int = 0) -> None:
+def most_for(k: int) -> int:
+    """A little more than k."""
+    return k + k // 16 + 3
+
+
+def select(keys, counts, kept, k: int, thresholds, spare, redo, threads: int = 64, seed: int = 0) -> None:
     run_kernel(
         "select_keys",
         "select_keys",
         grid=(len(keys),),
-        block=(256,),
-        shared=2 * k,
+        block=(threads,),
+        shared=16 * threads + 2 * most_for(k),
         seed=seed,
-        args=[keys, counts, kept, keys.shape[1], k, thresholds, redo],
+        args=[keys, counts, kept, keys.shape[1], k, most_for(k), thresholds, spare, redo],
     )
 
 
@@ -119,33 +125,37 @@ def sort(keys, counts, k: int, threads: int = 64, seed: int = 0) -> Candidates:
         "sort_keys",
         grid=(len(keys),),
         block=(threads,),
-        shared=8 << (k - 1).bit_length(),
+        shared=16 * threads + 8 * most_for(k),
         seed=seed,
-        args=[keys, counts, keys.shape[1], k, rows, scores],
+        args=[keys, counts, keys.shape[1], k, most_for(k), rows, scores],
     )
     return Candidates(rows, scores)
 
 
-def search(case: Case, form: Form, rounds, capacity: int, tile_rows: int, seed: int) -> tuple[Candidates, int]:
+def search(
+    case: Case, form: Form, rounds, capacity: int, tile_rows: int, seed: int, row_step: int = 1
+) -> tuple[Candidates, int]:
     """A whole search, and how often a round had to be repeated.
 
     Args:
         rounds: lists of (queries, first row, end row); no pair of a query and a row comes twice.
-        capacity: keys that a query has room for, more than 2 k0, or a round might lose the same keys again and again.
+        capacity: keys that a query has room for, more than `most_for(k0)`, or a round might lose the same keys again
+            and again.
         tile_rows: rows of a tile at most.
+        row_step: only the first row of a tile and every `row_step`-th after it.
     """
     num_queries, repeats = len(case.queries.scales), 0
     if num_queries == 0:
         return Candidates(torch.empty(0, case.k0, dtype=torch.int64), torch.empty(0, case.k0)), 0
     keys = torch.full((num_queries, capacity), 12345, dtype=torch.int64)
     counts, kept = torch.zeros(2, num_queries, dtype=torch.int64)
-    thresholds, redo = torch.full((2, num_queries), EMPTY_KEY)
+    thresholds, spare, redo = torch.full((3, num_queries), EMPTY_KEY)
     for number, pairs in enumerate(rounds):
         queries, tiles = cut_tiles(pairs, form.tile_queries, tile_rows)
         limits = thresholds
         while True:
-            score(case, form, queries, tiles, limits, counts, keys, seed + number)
-            select(keys, counts, kept, case.k0, thresholds, redo, seed)
+            score(case, form, queries, tiles, limits, counts, keys, seed + number, row_step)
+            select(keys, counts, kept, case.k0, thresholds, spare, redo, seed=seed)
             if bool((redo == NO_KEY).all()):
                 break
             limits, repeats = redo.clone(), repeats + 1

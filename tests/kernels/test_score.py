@@ -75,3 +75,23 @@ def test_offsets_beyond_2_31(form):
     far_found, _ = launches.search(far, FORMS[form], [[(queries, first, first + 200)]], 256, 200, 0)
     assert torch.equal(far_found.rows, near_found.rows + first)
     assert torch.equal(far_found.scores, near_found.scores)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("step", [2, 61])
+@pytest.mark.parametrize("options", [{"filters": 3, "excluded": 9}, {"bounds": True}], ids=["filters", "bounds"])
+def test_every_nth_row(form, step, options):
+    """As if a filter admitted no others."""
+    case = make_case(step, rows=5000, k0=30, **options)
+    queries, in_step = list(range(20)), torch.arange(5056) % step == 0
+    found, _ = launches.search(case, FORMS[form], [[(queries, 0, 5000)]], 3000, 10 * step * 13, 0, step)
+    words = torch.zeros(79, dtype=torch.int64)
+    for bit, column in enumerate(in_step.view(79, 64).T.long()):
+        words |= column << bit
+    both = words[None] if case.words is None else torch.cat([case.words & words, words[None]])
+    number = torch.where(case.filter_of_query < 0, len(both) - 1, case.filter_of_query)
+    filtered = replace(case, words=both, filter_of_query=number)
+    true, _ = launches.search(filtered, FORMS[form], [[(queries, 0, 5000)]], 3000, 1000, 0)
+    assert int(found.rows.max()) % step == 0
+    assert torch.equal(found.rows, true.rows)
+    assert torch.equal(found.scores, true.scores)

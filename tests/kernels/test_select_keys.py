@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from stcli.ops.keys import EMPTY_KEY, make_keys, split_keys
+from stcli.types import Candidates
 from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.kernels import launches
 from tests.kernels.launches import NO_KEY
@@ -25,63 +26,89 @@ def some_keys(generator: torch.Generator, count: int, capacity: int, style: str)
     return keys
 
 
+def expect(keys: list[int], k: int) -> Candidates:
+    """The best k of a line, in order."""
+    return split_keys(torch.tensor([(sorted(keys, reverse=True) + [EMPTY_KEY] * k)[:k]]))
+
+
 @pytest.mark.parametrize("style", ["random", "one_score", "few_scores", "far_rows"])
 @pytest.mark.parametrize("k", [1, 7, 100, 1000])
 def test_the_best_stay(style, k):
     generator = torch.Generator().manual_seed(k)
     found = [0, 1, k - 1, k, k + 1, 2 * k + 3, 2500]
-    kept = [0, 0, 0, k, min(k, 3), k, 0]
-    capacity = 2500
-    keys = torch.stack([some_keys(generator, count, capacity, style) for count in found])
-    before, counts, kept = keys.clone(), torch.tensor(found), torch.tensor(kept)
-    thresholds, redo = torch.full((len(found),), 5), torch.full((len(found),), 6)
-    launches.select(keys, counts, kept, k, thresholds, redo, seed=k)
+    before = [0, 0, 0, k, min(k, 3), k, 0]
+    keys = torch.stack([some_keys(generator, count, 2500, style) for count in found])
+    lines = [line[:count].tolist() for line, count in zip(keys, found, strict=True)]
+    counts, kept = torch.tensor(found), torch.tensor(before)
+    thresholds, spare, redo = torch.full((3, len(found)), EMPTY_KEY)
+    launches.select(keys, counts, kept, k, thresholds, spare, redo, seed=k)
     assert redo.tolist() == [NO_KEY] * len(found)
-    for b, count in enumerate(found):
-        best = sorted(before[b, :count].tolist(), reverse=True)[:k]
-        assert counts[b] == len(best)
-        assert sorted(keys[b, : len(best)].tolist(), reverse=True) == best
-        if b == 3 or count == 0:  # nothing new
-            assert thresholds[b] == 5
-        else:
-            assert kept[b] == len(best)
-            assert thresholds[b] == (best[-1] if len(best) == k else 5)
-    expected = split_keys(
-        torch.stack(
-            [
-                torch.tensor((sorted(line[:n].tolist(), reverse=True) + [EMPTY_KEY] * k)[:k])
-                for line, n in zip(before, found, strict=True)
-            ]
-        )
-    )
     sorted_ = launches.sort(keys, counts, k, seed=k)
-    assert torch.equal(sorted_.rows, expected.rows)
-    assert torch.equal(sorted_.scores, expected.scores)
+    for b, line in enumerate(lines):
+        count = int(counts[b])
+        if b == 3 or len(line) < k:  # nothing new, or no more than are wanted
+            assert count == len(line)
+            assert thresholds[b] == EMPTY_KEY
+        else:
+            assert k <= count <= max(min(launches.most_for(k), len(line)), k)
+            assert sum(key > thresholds[b] for key in line) == count
+        assert kept[b] == count or not line
+        assert sorted(keys[b, :count].tolist()) == sorted(line)[len(line) - count :]
+        best = expect(line, k)
+        assert torch.equal(sorted_.rows[b], best.rows[0])
+        assert torch.equal(sorted_.scores[b], best.scores[0])
 
 
 def test_an_overflow_keeps_what_was_and_raises_the_bar():
     generator = torch.Generator().manual_seed(3)
     keys = torch.stack([some_keys(generator, 300, 300, "random") for _ in range(2)])
     before, counts, kept = keys.clone(), torch.tensor([5000, 300]), torch.tensor([40, 40])
-    thresholds, redo = torch.full((2,), EMPTY_KEY), torch.zeros(2, dtype=torch.int64)
-    launches.select(keys, counts, kept, 40, thresholds, redo)
-    best = before.sort(dim=1, descending=True).values[:, 39]
+    thresholds, spare, redo = torch.full((3, 2), EMPTY_KEY)
+    launches.select(keys, counts, kept, 40, thresholds, spare, redo)
     assert torch.equal(keys[0, :40], before[0, :40])
-    assert counts.tolist() == kept.tolist() == [40, 40]
-    assert thresholds.tolist() == [EMPTY_KEY, int(best[1])]
-    assert redo.tolist() == [int(best[0]) - 1, NO_KEY]
+    assert counts[0] == kept[0] == 40
+    assert thresholds[0] == EMPTY_KEY
+    assert 40 <= int((before[0] > redo[0]).sum()) <= launches.most_for(40)
+    assert redo[1] == NO_KEY
+    assert counts[1] == kept[1] == int((before[1] > thresholds[1]).sum())
+
+
+def test_a_threshold_that_was_too_high_is_taken_back():
+    keys, counts, kept = torch.zeros(5, 50, dtype=torch.int64), torch.tensor([0, 9, 0, 9, 0]), torch.zeros(5).long()
+    keys[:, :9] = torch.arange(9) + 1000
+    thresholds = torch.tensor([900, 900, EMPTY_KEY, EMPTY_KEY, NO_KEY])
+    spare, redo = torch.arange(5) + 500, torch.zeros(5, dtype=torch.int64)
+    launches.select(keys, counts, kept, 10, thresholds, spare, redo)
+    assert redo.tolist() == [500, 501, NO_KEY, NO_KEY, NO_KEY]
+    assert thresholds.tolist() == [500, 501, EMPTY_KEY, EMPTY_KEY, NO_KEY]
+    assert spare.tolist() == [EMPTY_KEY, EMPTY_KEY, 502, 503, 504]
+    assert counts.tolist() == kept.tolist() == [0, 0, 0, 9, 0]
+
+
+@pytest.mark.parametrize("threads", [32, 256])
+def test_keys_that_share_a_bucket_are_counted_again(threads):
+    """One far above, one far below, and many side by side: 64 bits take as many counts as there are."""
+    keys = torch.cat([torch.tensor([2**62, -(2**62)]), torch.arange(3000) * 3])[None].contiguous()
+    line = keys[0].tolist()
+    for k in (1, 2, 500, 2999):
+        mine, counts, kept = keys.clone(), torch.tensor([3002]), torch.tensor([0])
+        thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
+        launches.select(mine, counts, kept, k, thresholds, spare, redo, threads, seed=k)
+        assert k <= int(counts) <= launches.most_for(k)
+        assert torch.equal(launches.sort(mine, counts, k, threads).rows, expect(line, k).rows)
 
 
 @pytest.mark.slow
-def test_ten_thousand():
+@pytest.mark.parametrize("style", ["random", "few_scores"])
+def test_ten_thousand(style):
     generator = torch.Generator().manual_seed(4)
     k, count = 10_000, 23_456
-    keys = some_keys(generator, count, count, "random")[None]
-    best = keys[0].sort(descending=True).values[:k]
+    keys = some_keys(generator, count, count, style)[None]
+    line = keys[0].tolist()
     counts, kept = torch.tensor([count]), torch.tensor([0])
-    thresholds, redo = torch.full((2, 1), EMPTY_KEY)
-    launches.select(keys, counts, kept, k, thresholds, redo)
-    assert int(thresholds) == int(best[-1])
+    thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
+    launches.select(keys, counts, kept, k, thresholds, spare, redo, threads=1024)
+    assert k <= int(counts) == sum(key > int(thresholds) for key in line) <= launches.most_for(k)
     found = launches.sort(keys, counts, k, threads=1024)
-    assert torch.equal(found.rows, split_keys(best[None]).rows)
-    assert torch.equal(found.scores, split_keys(best[None]).scores)
+    assert torch.equal(found.rows, expect(line, k).rows)
+    assert torch.equal(found.scores, expect(line, k).scores)

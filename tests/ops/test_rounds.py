@@ -1,5 +1,6 @@
 """The rounds of a search on a GPU: every pair comes exactly once, whatever the sizes; nothing waits for the device."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -9,9 +10,24 @@ from hypothesis import strategies as st
 
 from stcli.ops import cuda, rounds, scan_cuda
 from stcli.ops.choose_probes import choose_probes
-from stcli.ops.rounds import LISTED, NARROW, WIDE, Fit, Work, bounds_of_rounds, rounds_over_probes, rounds_over_rows
+from stcli.ops.rounds import (
+    LISTED,
+    NARROW,
+    STEP,
+    WIDE,
+    Fit,
+    Level,
+    Work,
+    bounds_of_rounds,
+    levels,
+    rank_in_sample,
+    rounds_over_probes,
+    work_over_rows,
+)
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
+from tests.emulated import Emulated
+from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.far_device import Watch, to_far
 from tests.kernel_stand_in import StandIn
 from tests.ops.search_cases import expected, make_case, named_case
@@ -26,7 +42,7 @@ def pairs_of(work: Work) -> list[tuple[int, int]]:
     for first, end, row, last in work.tiles.tolist():
         assert end - first <= work.form.tile_queries
         queries = range(first, end) if work.queries is None else work.queries[first:end].tolist()
-        found += [(query, r) for query in queries for r in range(row, last)]
+        found += [(query, r) for query in queries for r in range(row, last, work.row_step)]
     return found
 
 
@@ -42,23 +58,53 @@ def test_bounds_of_rounds(first, end, growth):
 @given(st.data())
 def test_every_row_comes_once_for_every_query(data):
     num_queries, num_rows = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 700))
-    growth, capacity = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 900))
+    row_step, large_tiles = data.draw(st.sampled_from([1, 1, 2, 7, 1000])), data.draw(st.booleans())
     listed = None
     if data.draw(st.booleans()):
         listed = torch.tensor(
             data.draw(st.lists(st.booleans(), min_size=num_queries, max_size=num_queries)), dtype=torch.bool
         )
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("TILE_ROWS", "LISTED_TILE_ROWS", "SEGMENTS"):
+        for name in ("TILE_ROWS", "LISTED_TILE_ROWS", "FEWEST_SPANS", "LEAST_TILE_ROWS"):
             patch.setattr(rounds, name, data.draw(st.integers(1, 50)))
-        made = list(rounds_over_rows(num_queries, num_rows, capacity, growth, CPU, FIT, listed))
-    assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == [
-        (query, row) for query in range(num_queries) for row in range(num_rows)
+        works = work_over_rows(num_queries, num_rows, row_step, CPU, FIT, listed, large_tiles)
+    assert sorted(pair for work in works for pair in pairs_of(work)) == [
+        (query, row) for query in range(num_queries) for row in range(0, num_rows, row_step)
     ]
-    for works in made:
-        for work in works[1:]:
-            assert listed is not None
-            assert {query for query, _ in pairs_of(work)} <= set(listed.nonzero().flatten().tolist())
+    for work in works[1:]:
+        assert listed is not None
+        assert {query for query, _ in pairs_of(work)} <= set(listed.nonzero().flatten().tolist())
+
+
+def test_levels_of_the_documentation():
+    assert levels(10_000_000, 132) == [Level(3721, 14), Level(61, 21), Level(1, 132)]
+    assert levels(4096, 132) == [Level(1, 132)]
+
+
+@given(st.integers(0, 10**9), st.integers(1, 16_384))
+def test_samples_grow_and_let_few_rows_pass(num_rows, k0):
+    *samples, last = levels(num_rows, k0)
+    assert (last.row_step, last.wanted) == (1, k0)
+    capacity = scan_cuda.capacity_for(num_rows, k0)
+    assert capacity > scan_cuda.most_kept(k0) or capacity >= min(num_rows, k0)
+    taken = num_rows
+    for sample, larger in itertools.pairwise([*samples, last]):
+        assert sample.row_step == larger.row_step * STEP
+        assert sample.wanted == rank_in_sample(larger.wanted)
+    if samples:
+        taken = -(-num_rows // samples[0].row_step)
+        assert taken <= rounds.SMALL_SAMPLE or 2 * STEP * rank_in_sample(samples[0].wanted) >= taken
+    assert taken <= capacity
+    assert sum(1 / sample.row_step for sample in samples) < 0.017  # of the work of all rows
+
+
+@pytest.mark.parametrize("k", [1, 20, 132, 1300, 13_000])
+def test_a_guess_is_hardly_ever_too_high(k):
+    """The number of the best k in the sample is binomial; it may not reach the rank."""
+    count = rank_in_sample(k)
+    chance = torch.distributions.Binomial(k, torch.tensor(1 / STEP, dtype=torch.float64))
+    below = chance.log_prob(torch.arange(min(count, k + 1), dtype=torch.float64)).exp().sum()
+    assert 1 - float(below) < 1e-8
 
 
 @settings(deadline=None, max_examples=60)
@@ -78,7 +124,7 @@ def test_every_probed_row_comes_once(seed, num_queries, num_clusters, capacity, 
 
 def test_the_kernel_fits_the_batch():
     def first(queries, fit=FIT):
-        return next(rounds_over_rows(queries, 10**6, 16_384, 30, CPU, fit))[0].form
+        return work_over_rows(queries, 10**6, 1, CPU, fit)[0].form
 
     assert [first(queries) for queries in (1, 20, 4096)] == [LISTED, NARROW, WIDE]
     assert first(4096, Fit(1024, 163 << 10)) == NARROW
@@ -94,15 +140,13 @@ def test_the_kernel_fits_the_batch():
 # ---- whole searches, with the kernels' contracts in Python -----------------------------------------------------------
 
 
-def small_buffers(monkeypatch, room, redos=2):
-    """Buffers of `room` places beside k0, and pieces that make several rounds of small cases."""
+def small_buffers(monkeypatch, room, redos=2, step=7):
+    """Buffers of `room` places beside k0, and samples and pieces that make several rounds of small cases."""
     monkeypatch.setattr(scan_cuda, "capacity_for", lambda num_rows, k0: k0 + room)
-    for operation in ("search_clusters", "search_rows", "choose_probes"):
-        module = __import__(f"stcli.ops.{operation}", fromlist=["capacity_for"])
-        monkeypatch.setattr(module, "capacity_for", lambda num_rows, k0: k0 + room)
     monkeypatch.setattr(scan_cuda, "REDOS", redos)
-    monkeypatch.setattr(rounds, "TILE_ROWS", 37)
-    monkeypatch.setattr(rounds, "SEGMENTS", 5)
+    for name, value in (("TILE_ROWS", 37), ("STEP", step), ("SMALL_SAMPLE", 20), ("LEAST_TILE_ROWS", 5)):
+        monkeypatch.setattr(rounds, name, value)
+    monkeypatch.setattr(rounds, "rank_in_sample", lambda k: -(-k // step) + 1)
 
 
 FEW = ["one_item", "no_rows", "no_queries", "empty_clusters", "k0_above_candidates", "all_at_once", "nothing_admitted"]
@@ -126,6 +170,55 @@ def test_searches_equal_the_loop(name, room, redos, monkeypatch):
         assert found.rows.tolist() == rows
         assert found.scores.tolist() == scores
     assert bool(stand_in.overflows) == (room <= 64)
+
+
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+@pytest.mark.parametrize("name", OVERFLOWING)
+def test_samples_with_the_kernels_themselves(name, monkeypatch):
+    small_buffers(monkeypatch, 64)
+    case = named_case(name)
+    with cuda.launching_with(Emulated()):
+        given = (case.queries, case.index, case.words, case.filter_of_query)
+        found = search_rows(*given, **case.rest(), backend="cuda")
+    rows, scores = expected(name, every_cluster=True)
+    assert found.rows.tolist() == rows
+    assert found.scores.tolist() == scores
+
+
+@pytest.mark.parametrize(("room", "redos"), [(10_000, 2), (20, 2), (5, 1), (5, 0)])
+def test_a_guess_that_was_too_high(room, redos, monkeypatch):
+    """The best rows are all in the sample, as if the index repeated itself in step with it."""
+    small_buffers(monkeypatch, room, redos)
+    case = make_case(6, rows=700, k0=30, excluded=3)
+    scales = torch.where(torch.arange(700) % 7 == 0, case.index.scales, 1e-4 * case.index.scales)
+    index = dataclasses.replace(case.index, scales=scales)
+    nobody = torch.full((20,), -1)
+    stand_in = StandIn()
+    with cuda.launching_with(stand_in):
+        found = search_rows(case.queries, index, None, nobody, **case.rest(), backend="cuda")
+    true = search_rows(case.queries, index, None, nobody, **case.rest(), backend="torch")
+    assert stand_in.guessed_too_high > 0
+    assert torch.equal(found.rows, true.rows)
+    assert torch.equal(found.scores, true.scores)
+
+
+def test_queries_that_see_few_rows_need_no_sample(monkeypatch):
+    small_buffers(monkeypatch, 40)
+    case = make_case(2, rows=700, filters=5, rate=0.03)
+    launched = []
+
+    class Watching(StandIn):
+        def score(self, kernel, grid, *given):
+            step, thresholds = given[-5:-3]
+            launched.append((step, bool((thresholds[case.filter_of_query >= 0] == 2**63 - 1).all())))
+            super().score(kernel, grid, *given)
+
+    with cuda.launching_with(Watching()):
+        found = search_rows(case.queries, case.index, case.words, case.filter_of_query, k0=10, backend="cuda")
+    true = search_rows(case.queries, case.index, case.words, case.filter_of_query, k0=10, backend="torch")
+    assert torch.equal(found.rows, true.rows)
+    absent = dict(reversed(launched))  # at the first round of each step
+    assert absent == {49: True, 7: True, 1: False}
 
 
 @pytest.mark.parametrize(("room", "redos"), [(10_000, 2), (5, 1)])

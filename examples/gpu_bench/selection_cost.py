@@ -1,0 +1,144 @@
+"""What selecting and sorting should cost beside scoring, counted from the kernels, where no GPU has measured it.
+
+    python examples/gpu_bench/selection_cost.py
+
+prints the shares for an exact search of 10 M rows of 128 dimensions. Each launch takes the longest of what it needs:
+memory, second-level cache, the multiprocessors' instructions and shared memory, or one block from begin to end.
+Rates are those of an H100 or H200 by their data sheets, and the score kernel is taken to reach 600 of their 1,979 int8
+TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. Scores are normal; the bytes and
+keys counted hold for any others without ties.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+
+import torch  # noqa: E402
+
+from stcli.ops.keys import make_keys  # noqa: E402
+from stcli.ops.rounds import STEP, levels  # noqa: E402
+from stcli.ops.scan_cuda import REDOS, most_kept, threads_for  # noqa: E402
+
+INT8_OPS, MEMORY, CACHE = 600e12, 4e12, 5.5e12
+"""Operations and bytes a second."""
+
+PROCESSORS, CLOCK, LANES, SHARED_BYTES, THREADS = 132, 1.7e9, 128, 128, 2048
+"""Multiprocessors; of each: clocks a second, instructions of one thread and bytes of shared memory a clock, threads."""
+
+LATENCY, LAUNCH = 800, 3e-6
+"""Clocks of a load from memory, and of the barriers of a count; seconds from one launch to the next."""
+
+LOADS, BUCKETS_A_THREAD = 4, 4
+"""As kernels/select_keys.cu has them."""
+
+LOOK, COUNT, MOVE, COMPARE = 10, 14, 16, 6
+"""Instructions for a key, from the loops of the kernel: to find the ends, to count it, to move it, to compare it with
+one other of its bucket."""
+
+CONFLICTS = 4
+"""Times that a warp's access to random banks of shared memory is repeated."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one query costs in one launch: bytes, instructions of one thread, clocks from begin to end."""
+
+    threads: int
+    memory: float = 0
+    cache: float = 0
+    instructions: float = 0
+    shared: float = 0
+    clocks: float = 0
+
+    def seconds(self, batch: int) -> float:
+        """Of a launch of as many blocks as queries."""
+        each = max(self.instructions / LANES, self.shared / SHARED_BYTES)
+        at_once = PROCESSORS * max(THREADS // self.threads, 1)
+        busy = max(batch / PROCESSORS, 1) * each / CLOCK
+        alone = -(-batch // at_once) * self.clocks / CLOCK
+        return LAUNCH + max(batch * self.memory / MEMORY, batch * self.cache / CACHE, busy, alone)
+
+
+def select(count: float, wanted: int, num_counts: int = 1) -> Block:
+    """One selection among `count` keys: to find the ends, to count, to close the gaps."""
+    threads, kept = max(threads_for(wanted), 256), min(most_kept(wanted), count)
+    moved = min(kept, count - kept)
+    buckets = BUCKETS_A_THREAD * threads
+    return Block(
+        threads,
+        memory=8 * count + 8 * moved,
+        cache=8 * (2 + num_counts) * count + 8 * moved,
+        instructions=(LOOK + COUNT * num_counts + MOVE) * count + 10 * buckets * num_counts,
+        shared=CONFLICTS * 4 * (count * num_counts + 2 * moved) + 16 * buckets * num_counts,
+        clocks=(2 + num_counts) * LATENCY * (-(-count // (LOADS * threads)) + 2),
+    )
+
+
+def sort(num_rows: int, k0: int) -> Block:
+    """The final sort."""
+    threads, count = threads_for(k0), min(most_kept(k0), num_rows)
+    buckets, pairs = BUCKETS_A_THREAD * threads, pairs_in_buckets(num_rows, count, BUCKETS_A_THREAD * threads)
+    return Block(
+        threads,
+        memory=8 * count + 12 * k0,
+        cache=24 * count + 12 * k0,
+        instructions=(LOOK + COUNT + MOVE) * count + COMPARE * pairs + 10 * buckets,
+        shared=CONFLICTS * (4 * count + 12 * count + 8 * count) + 2 * 8 * pairs / 32 * CONFLICTS + 16 * buckets,
+        clocks=3 * LATENCY * (-(-count // (LOADS * threads)) + 2) + 30 * pairs / threads,
+    )
+
+
+def pairs_in_buckets(num_rows: int, count: int, num_buckets: int) -> float:
+    """How many pairs of the best `count` of `num_rows` normal scores share a bucket, each with itself among them."""
+    places = (torch.arange(count, dtype=torch.float64) + 0.5) / num_rows
+    scores = torch.special.ndtri(1 - places).float()
+    keys = make_keys(scores, torch.arange(count))
+    width = int(keys.max()) - int(keys.min())
+    buckets = (keys.max() - keys) >> max(width.bit_length() - (num_buckets.bit_length() - 1), 0)
+    return float(buckets.bincount().double().square().sum())
+
+
+def gathered(num_rows: int, k0: int) -> list[tuple[int, int, int]]:
+    """For each level: rows looked at, keys gathered, keys wanted. The most that its threshold lets pass on average."""
+    found, above = [], None
+    for level in levels(num_rows, k0):
+        rows = -(-num_rows // level.row_step)
+        found.append((rows, rows if above is None else min(STEP * most_kept(above), rows), level.wanted))
+        above = level.wanted
+    return found
+
+
+def shares(num_rows: int, batch: int, k0: int, dim: int = 128) -> dict[str, float]:
+    """Milliseconds of scoring, selecting and sorting, and the share of the last two; nothing is scored again."""
+    steps = gathered(num_rows, k0)
+    scored = REDOS * LAUNCH + sum(
+        LAUNCH + max(2 * batch * rows * dim / INT8_OPS, (rows * (dim + 4) + 8 * batch * keys) / MEMORY)
+        for rows, keys, _ in steps
+    )
+    # The first keys have both signs, hence most exponents, and so one count seldom tells enough.
+    blocks = [select(keys, wanted, 1 if number else 2) for number, (_, keys, wanted) in enumerate(steps)]
+    selected = REDOS * LAUNCH + sum(block.seconds(batch) for block in blocks)
+    ordered = sort(num_rows, k0).seconds(batch)
+    return {
+        "score_ms": 1e3 * scored,
+        "select_ms": 1e3 * selected,
+        "sort_ms": 1e3 * ordered,
+        "share": (selected + ordered) / (scored + selected + ordered),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    for k, k0 in ((100, 132), (1_000, 1_300), (10_000, 13_000)):
+        print(f"k={k}, k0={k0}: rows, keys gathered and wanted at each level:", *gathered(10_000_000, k0))
+        for batch in (16, 64, 256, 1024, 4096):
+            cost = shares(10_000_000, batch, k0)
+            print(f"  B={batch:<5}", "  ".join(f"{name} {value:.3f}" for name, value in cost.items()))
+
+
+if __name__ == "__main__":
+    main()

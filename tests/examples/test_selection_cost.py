@@ -1,0 +1,64 @@
+"""What selecting and sorting should cost on a GPU: the share that is allowed, and the counts against the kernels."""
+
+import ctypes
+
+import pytest
+import torch
+
+from gpu_bench import selection_cost
+from stcli.ops import cuda
+from stcli.ops.keys import EMPTY_KEY
+from stcli.ops.scan_cuda import most_kept
+from stcli.ops.search_rows import search_rows
+from tests.emulation.emulate import COMPILER, KERNELS, WHY_MISSING, load, run
+from tests.kernel_stand_in import StandIn
+from tests.kernels.test_select_keys import some_keys
+from tests.ops.search_cases import make_case
+
+
+@pytest.mark.parametrize("batch", [16, 64, 256, 1024, 4096])
+@pytest.mark.parametrize("k0", [132, 1_300, 13_000])
+def test_at_most_15_percent_of_an_exact_search_by_arithmetic(batch, k0):
+    assert selection_cost.shares(10_000_000, batch, k0)["share"] <= 0.15
+
+
+def test_no_more_keys_are_gathered_than_it_says():
+    case = make_case(1, queries=6, rows=30_000, dim=32)
+    found = []
+
+    class Counting(StandIn):
+        def select_keys(self, grid, keys, counts, *rest):
+            found.append(float(counts.double().mean()))
+            super().select_keys(grid, keys, counts, *rest)
+
+    with cuda.launching_with(Counting()):
+        search_rows(case.queries, case.index, None, torch.full((6,), -1), k0=132, backend="cuda")
+    expected = selection_cost.gathered(30_000, 132)
+    assert [rows for rows, *_ in expected] == [492, 30_000]
+    for gathered, (_, most, _) in zip(found, expected, strict=False):
+        assert gathered <= 1.1 * most
+    assert len(found) == len(expected) + selection_cost.REDOS
+
+
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+@pytest.mark.parametrize("k", [100, 1300])
+def test_a_selection_and_a_sort_read_their_keys_three_times(k):
+    text = (KERNELS / "select_keys.cu").read_text(encoding="utf-8")
+    counter = 'extern "C" __attribute__((visibility("default"))) long long num_loads;\nlong long num_loads;\n'
+    text = counter + text.replace("some[i] = keys[", "some[i] = (++num_loads, keys)[")
+    loads = ctypes.c_longlong.in_dll(load(text), "num_loads")
+    count, threads, most = 3 * k, 128, most_kept(k)
+    generator = torch.Generator().manual_seed(k)
+    keys = some_keys(generator, 50 * count, 50 * count, "random").sort().values[-count:]  # as above a threshold
+    keys = keys[torch.randperm(count, generator=generator)][None]
+    counts, kept = torch.tensor([count]), torch.tensor([0])
+    thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
+    given = [keys, counts, kept, count, k, most, thresholds, spare, redo]
+    run(text, "select_keys", block=(threads,), shared=16 * threads + 2 * most, args=given)
+    idle = selection_cost.LOADS * threads  # at the end of the line a thread loads a key that is not its own
+    assert 3 * count <= loads.value <= 3 * (count + idle) + idle
+    loads.value = 0
+    rows, scores = torch.empty(1, k, dtype=torch.int64), torch.empty(1, k)
+    given = [keys, counts, count, k, most, rows, scores]
+    run(text, "sort_keys", block=(threads,), shared=16 * threads + 8 * most, args=given)
+    assert 3 * int(counts) <= loads.value <= 3 * (int(counts) + idle)
