@@ -184,10 +184,11 @@ def test_the_results_are_the_same(tiny, how, backend):
 
 
 @pytest.mark.parametrize("place", [(), ("embeddings=host",), ("terms=gpu",)], ids=str)
-def test_retrieve_writes_the_same_rows(tiny, tmp_path, place):
-    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "cpu", k=5, filter_column="filter", device="cpu")
+@pytest.mark.parametrize("batches", [{}, {"batch_size": 7}], ids=["one_batch", "two_at_once"])
+def test_retrieve_writes_the_same_rows(tiny, tmp_path, place, batches):
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "cpu", k=5, filter_column="filter", device="cpu", **batches)
     summary = stcli.retrieve(
-        tiny.model, tiny.queries, tmp_path / "gpu", k=5, filter_column="filter", device="cuda", place=place
+        tiny.model, tiny.queries, tmp_path / "gpu", k=5, filter_column="filter", device="cuda", place=place, **batches
     )
     parts = [(tmp_path / device / "part-00000.parquet").read_bytes() for device in ("cpu", "gpu")]
     assert parts[0] == parts[1]

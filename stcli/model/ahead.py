@@ -1,8 +1,14 @@
-"""What a batch needs for its search, made and sent to the devices while the batch before it is searched."""
+"""Batches side by side: what one needs for its search is made and sent while others are searched, two of them on a GPU.
+
+Threads share the tensors of the model, which nobody changes; whatever else lies on the device belongs to one batch, and
+what is launched for it follows one another in the stream of its thread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -11,9 +17,35 @@ import torch
 from stcli.filters.program import Planner
 from stcli.filters.source import FilterSource, PlannedFilters
 from stcli.model.corpus import Corpus
+from stcli.model.placement import AT_ONCE
 from stcli.types import mapped
 
 T = TypeVar("T")
+
+_OF_THREAD = threading.local()
+
+
+def searches_at_once(model: Corpus) -> int:
+    """Batches of a model that may be searched at the same time, each in a thread and in the stream of `own_stream`.
+
+    One on the CPU, whose threads a search keeps busy, and where the items lie on several devices: there a search has
+    threads of its own.
+    """
+    devices = {segment.device for segment in model.segments}
+    return AT_ONCE if len(devices) == 1 and model.device.type == "cuda" else 1
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """What this thread launches on a GPU goes into a stream of its own; other threads' work does not hold it up."""
+    if device.type != "cuda":
+        yield
+        return
+    streams: dict[torch.device, torch.cuda.Stream] = vars(_OF_THREAD).setdefault("streams", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)
+    with torch.cuda.stream(streams[device]):
+        yield
 
 
 @dataclass(frozen=True)

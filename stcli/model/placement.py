@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stcli.errors import DeviceError, InputError
+from stcli.ops.scan_cuda import capacity_for
 
 GROUPS = {
     "search": (
@@ -35,8 +36,8 @@ RESERVE_BYTES = 1 << 30
 
 MOST_QUERIES, LEAST_QUERIES = 8192, 64
 
-SURVIVORS = 16_384
-"""Keys of rows above the threshold that a query may collect between two selections, beside its k0 best."""
+AT_ONCE = 2
+"""Batches that a GPU is given at the same time, see `stcli.model.ahead`."""
 
 CANDIDATE_BYTES = 96
 """Temporaries for each candidate of a query: rows, scores, verified, re-scored, sorted."""
@@ -50,7 +51,7 @@ class Placement:
         gpu: bytes of each group on the GPU.
         host: bytes of each group that the GPU path leaves on the host.
         tile_queries: queries searched at once.
-        query_bytes: temporary memory of one query.
+        query_bytes: temporary memory of one query of a tile, in all batches that are searched at the same time.
         free_bytes: what was free on the device when this was chosen.
     """
 
@@ -124,7 +125,7 @@ def group_bytes(sizes: Mapping[str, int]) -> dict[str, int]:
 def query_bytes(num_items: int, candidates: int) -> int:
     """Temporary memory of one query on the GPU: its filter's words, the keys it collects, its candidates."""
     words = 8 * -(-num_items // 64)
-    return words + 8 * (candidates + SURVIVORS) + CANDIDATE_BYTES * candidates
+    return words + 8 * capacity_for(num_items, candidates) + CANDIDATE_BYTES * candidates
 
 
 def choose_placement(
@@ -155,7 +156,7 @@ def choose_placement(
     """
     wanted = dict(wanted or {})
     check_wanted(wanted)
-    each = query_bytes(num_items, candidates)
+    each = AT_ONCE * query_bytes(num_items, candidates)
     usable = free_bytes - RESERVE_BYTES
     gpu = {group: sizes[group] for group in REQUIRED if group in sizes}
     host: dict[str, int] = {}

@@ -258,7 +258,13 @@ class Segment(nn.Module):
         return tensor
 
     def _room(self, lines: int, most: int) -> torch.Tensor:
-        """Where words are written, int64 [lines, W]: the pages of a fresh tensor cost more than filling them."""
+        """Where words are written, int64 [lines, W].
+
+        On the CPU the same for all tiles, which are searched one after another: to fill the pages of a fresh tensor
+        costs more than the words.
+        """
+        if self.device.type != "cpu":
+            return torch.empty(lines, self.num_words, dtype=torch.int64, device=self.device)
         if self._words is None or len(self._words) < lines or self._words.device != self.device:
             self._words = torch.empty(max(lines, most), self.num_words, dtype=torch.int64, device=self.device)
         return self._words[:lines]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -209,10 +210,12 @@ class _CupyLauncher:
     Attributes:
         cupy: the module.
         functions: compiled, by (device, source, kernel), with the dynamic shared memory that was asked for.
+        lock: held by the thread that compiles, or asks for more: what was asked for last is what holds.
     """
 
     cupy: Any
     functions: dict[tuple[int, Path, str], tuple[Any, int]]
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def launch(
         self,
@@ -226,7 +229,8 @@ class _CupyLauncher:
         device = next(item.device for item in arguments if isinstance(item, torch.Tensor))
         index = device.index if device.index is not None else torch.cuda.current_device()
         with self.cupy.cuda.Device(index), self._current_stream(index):
-            function = self._function(index, source, kernel, shared_bytes)
+            with self.lock:
+                function = self._function(index, source, kernel, shared_bytes)
             function(grid, (threads, 1, 1), tuple(map(_passed, arguments)), shared_mem=shared_bytes)
 
     def _current_stream(self, index: int) -> Any:

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError, nearest
-from stcli.model.ahead import Arrival, Upload, plan_ahead
+from stcli.model.ahead import Arrival, Upload, own_stream, plan_ahead, searches_at_once
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results, without
 from stcli.model.retriever import Retriever
 from stcli.model.scoring import Scoring
 from stcli.model.scoring_options import ScoringOptions, calibrated_k, needs_scoring, scored_tasks
 from stcli.pipeline.columns import KeptColumns
-from stcli.pipeline.prefetch import prefetch
+from stcli.pipeline.prefetch import in_turn, prefetch
 from stcli.pipeline.queries import QueryBatch, QueryReader
 from stcli.storage.columns import BadRows
 
@@ -166,11 +166,13 @@ class Engine:
     def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
         """Yield the results of each (table row, batch).
 
-        A batch is read, planned and sent to the device while the one before it is searched.
+        A batch is read, planned and sent to the device while the ones before it are searched: two at once on a GPU, so
+        that it has the other where the host works on one, waits for it, or makes its table.
         """
         upload = Upload()
-        for ready in prefetch(self._prepare(row, batch, upload) for row, batch in batches):
-            yield self._answer(ready)
+        ready = prefetch(self._prepare(row, batch, upload) for row, batch in batches)
+        for batch, results in in_turn(self._search, ready, searches_at_once(self.model)):
+            yield self._answer(batch, results)
 
     def _prepare(self, row: int, batch: pa.RecordBatch, upload: Upload) -> _Ready:
         queries = self.reader.read(batch)
@@ -182,11 +184,14 @@ class Engine:
             lists = upload.send(lists, place)
         return _Ready(row, batch, replace(queries, requests=requests, lists=lists), unknown, upload.sent())
 
-    def _answer(self, ready: _Ready) -> pa.RecordBatch:
+    def _search(self, ready: _Ready) -> tuple[_Ready, Results]:
+        with own_stream(self.model.device):
+            ready.arrival.wait()
+            return ready, self._results(ready.queries)
+
+    def _answer(self, ready: _Ready, results: Results) -> pa.RecordBatch:
         queries = ready.queries
         self.reject(ready.row, queries.bad, queries.ids)
-        ready.arrival.wait()
-        results = self._results(queries)
         if queries.no_item is not None:
             results = without(results, torch.from_numpy(queries.no_item))
         self.counts.unknown_values += ready.unknown_values

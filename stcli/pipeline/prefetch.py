@@ -1,12 +1,14 @@
-"""Read ahead: the next item of an iterator is made while the caller works on the last one."""
+"""Work ahead: the next items of an iterator are made while the caller works on the last one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+R = TypeVar("R")
 _END = object()
 
 
@@ -17,3 +19,18 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
         while (item := ahead.result()) is not _END:
             ahead = pool.submit(next, items, _END)
             yield item  # type: ignore[misc]
+
+
+def in_turn(work: Callable[[T], R], items: Iterator[T], at_once: int) -> Iterator[R]:
+    """Yield what `work` makes of each item, in order: of so many at once, each in a thread; of one in this thread."""
+    if at_once == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        running: deque[Future[R]] = deque()
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) == at_once:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()

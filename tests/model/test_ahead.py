@@ -1,6 +1,7 @@
 """Sending a batch to a device ahead of its search: the order of the calls, with streams that only write them down."""
 
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import torch
 
 import stcli
 from stcli.filters.source import GivenFilters
-from stcli.model.ahead import Upload, plan_ahead
+from stcli.model.ahead import Upload, own_stream, plan_ahead, searches_at_once
 from stcli.types import Lines
 
 GPU, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -99,6 +100,37 @@ def test_each_device_has_a_stream_and_each_arrival_its_own_copies(log):
     assert [entry[0] for entry in waits] == ["kernels on cuda:0", "kernels on cuda:1"]
     assert log.count(("kept for", "kernels on cuda:0")) == 3
     assert log.count(("kept for", "kernels on cuda:1")) == 1
+
+
+def test_each_thread_has_a_stream_of_its_own(monkeypatch):
+    """Made once, for each of its devices; nothing of the kind on the CPU."""
+    made, entered = [], []
+
+    def stream(device):
+        made.append((device, threading.current_thread()))
+        return len(made)
+
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda chosen: entered.append(chosen) or nullcontext())
+
+    def work():
+        for device in (GPU, torch.device("cpu"), OTHER, GPU):
+            with own_stream(device):
+                pass
+
+    for _ in range(2):
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    assert [device for device, _ in made] == [GPU, OTHER] * 2
+    assert len({thread for _, thread in made}) == 2
+    assert entered == [1, 2, 1, 3, 4, 3]
+
+
+@pytest.mark.parametrize(("devices", "count"), [([GPU], 2), ([GPU, GPU], 2), ([GPU, OTHER], 1), (["cpu"], 1)], ids=str)
+def test_how_many_batches_are_searched_at_once(devices, count):
+    segments = [SimpleNamespace(device=torch.device(device)) for device in devices]
+    assert searches_at_once(SimpleNamespace(segments=segments, device=segments[0].device)) == count
 
 
 def test_nothing_is_copied_for_the_cpu(log):

@@ -16,7 +16,7 @@ def test_eighty_million_items_on_a_large_gpu():
     chosen = choose_placement(EIGHTY_MILLION, 80_000_000, 264, 139 * GB)
     assert list(chosen.gpu) == ["search", "filter", "embeddings"]
     assert list(chosen.host) == ["terms"]
-    assert chosen.tile_queries == 8192
+    assert chosen.tile_queries == 4096
     assert 43 * GB < chosen.peak_bytes < 139 * GB
 
 
@@ -24,7 +24,7 @@ def test_embeddings_stay_on_the_host_where_they_do_not_fit():
     chosen = choose_placement(EIGHTY_MILLION, 80_000_000, 264, 40 * GB)
     assert list(chosen.gpu) == ["search", "filter"]
     assert chosen.host == {"embeddings": 21 * GB, "terms": 7 * GB}
-    assert chosen.tile_queries == 1024
+    assert chosen.tile_queries == 512
 
 
 def test_what_is_asked_for_goes_first():
@@ -38,7 +38,7 @@ def test_a_batch_size_is_kept():
 
 
 def test_what_does_not_fit_is_one_sentence():
-    with pytest.raises(DeviceError, match=r"8.0 GB free; .* take 23.* larger GPU or --device cpu"):
+    with pytest.raises(DeviceError, match=r"8.0 GB free; .* take 24.* larger GPU or --device cpu"):
         choose_placement(EIGHTY_MILLION, 80_000_000, 264, 8 * GB)
     with pytest.raises(DeviceError, match=r"does not hold search, filter, embeddings; leave embeddings on the host"):
         choose_placement(EIGHTY_MILLION, 80_000_000, 264, 40 * GB, wanted={"embeddings": "gpu"})
@@ -56,7 +56,7 @@ def test_what_is_placed_fits(num_items, candidates, free):
     try:
         chosen = choose_placement(sizes, num_items, candidates, free)
     except DeviceError:
-        least = 210 * num_items + placement.LEAST_QUERIES * query_bytes(num_items, candidates)
+        least = 210 * num_items + placement.LEAST_QUERIES * placement.AT_ONCE * query_bytes(num_items, candidates)
         assert least + placement.RESERVE_BYTES > free
         return
     assert chosen.peak_bytes + placement.RESERVE_BYTES <= free

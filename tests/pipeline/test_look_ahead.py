@@ -1,13 +1,18 @@
-"""`retrieve` prepares a batch while the one before it is searched; nothing but the time tells."""
+"""`retrieve` prepares a batch while others are searched, two at once on a GPU; nothing but the time tells."""
 
 import threading
+import time
 
 import pyarrow as pa
 import pytest
+import torch
 
 import stcli
+from stcli.errors import InputError
 from stcli.model.retriever import Retriever
+from stcli.model.segment import Segment
 from stcli.pipeline import engine
+from stcli.pipeline.prefetch import in_turn
 from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents, write_queries
 
 SMALL = {"batch_size": 13, "part_rows": 50, "probes": 3, "device": "cpu"}
@@ -42,6 +47,64 @@ def test_the_results_and_their_order_are_the_same(tiny, tmp_path, monkeypatch, n
     assert contents(tmp_path / "ahead") == contents(tmp_path / "plain")
     assert ahead["counts"] == plain["counts"]
     assert ahead["warnings"] == plain["warnings"]
+
+
+def two_at_once(monkeypatch):
+    """As on a GPU, where no words are kept from one tile to the next."""
+
+    def room(segment, lines, most):
+        return torch.empty(lines, segment.num_words, dtype=torch.int64)
+
+    monkeypatch.setattr(engine, "searches_at_once", lambda model: 2)
+    monkeypatch.setattr(Segment, "_room", room)
+
+
+@pytest.mark.parametrize("name", ["filters", "template", "bad rows", "tasks"])
+def test_two_searches_at_once_give_the_same_in_the_same_order(tiny, tmp_path, monkeypatch, name):
+    queries, options = tables(tiny, tmp_path)[name]
+    plain = stcli.retrieve(tiny.model, queries, tmp_path / "plain", **options, **SMALL)
+    two_at_once(monkeypatch)
+    both = stcli.retrieve(tiny.model, queries, tmp_path / "both", **options, **SMALL)
+    assert contents(tmp_path / "both") == contents(tmp_path / "plain")
+    assert both["counts"] == plain["counts"]
+
+
+def test_two_batches_are_searched_at_the_same_time(tiny, tmp_path, monkeypatch):
+    two_at_once(monkeypatch)
+    together, search = threading.Barrier(2, timeout=60), Retriever.search
+
+    def searching(*given):
+        together.wait()  # for the other one; each of four comes in a pair
+        return search(*given)
+
+    monkeypatch.setattr(Retriever, "search", searching)
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, batch_size=30, **FILTERED)
+
+
+def test_an_error_of_one_of_two_searches_is_raised(tiny, tmp_path, monkeypatch):
+    two_at_once(monkeypatch)
+
+    def failing(*_):
+        raise InputError("no such thing")
+
+    monkeypatch.setattr(Retriever, "search", failing)
+    with pytest.raises(InputError, match="no such thing"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, batch_size=30, **FILTERED)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_in_turn_keeps_the_order_and_runs_no_more_than_asked(at_once):
+    running, most = set(), []
+
+    def work(number):
+        running.add(number)
+        most.append(len(running))
+        time.sleep(0.01 * (number % 3))
+        running.remove(number)
+        return number
+
+    assert list(in_turn(work, iter(range(12)), at_once)) == list(range(12))
+    assert max(most) <= at_once
 
 
 def test_the_next_batch_is_planned_while_one_is_searched(tiny, tmp_path, monkeypatch):
