@@ -113,12 +113,12 @@ class JointSearch(Search):
         own = queries_of(requests, self.together)
         queries, vectors = self._queries(own), self.vectors[self._there(own)]
         probes = self._choose(queries, num_probes)
-        found, seen = self._candidates(queries, first, probes, k0)
+        found, seen, lost = self._candidates(queries, first, probes, k0)
         rows = self._verified(found.rows, first)
         tasks = self.model.rescore(vectors, rows.repeat_interleave(self.together, 0)).view(count, -1, k0)
         scores = tasks.masked_fill(~self._looked_at(rows, probes), -torch.inf).amax(1)
         scored = self._best(rows, scores, tasks)
-        stands = self._stands(first, found.rows, rows, seen.view(count, -1).amin(1))
+        stands = self._stands(first, found.rows, rows, seen.view(count, -1).amin(1)) & ~lost.view(count, -1).any(1)
         unsure = torch.zeros_like(stands)
         if k0 < min(MOST_UNASKED_PROOF * self.options.candidates, self.model.num_items):
             unsure = stands & (found.rows[:, -1] >= 0) & (scored.scores[:, -1] <= _reach(found, scores))
@@ -164,19 +164,24 @@ class JointSearch(Search):
 
     def _candidates(
         self, queries: Quantized, first: torch.Tensor, probes: torch.Tensor, k0: int
-    ) -> tuple[Candidates, torch.Tensor]:
-        """The k0 best candidates of requests, and the admitted rows that each query saw, int64 [b * T]."""
+    ) -> tuple[Candidates, torch.Tensor, torch.Tensor]:
+        """The k0 best candidates of requests; of each query the admitted rows that it saw, int64 [b * T], and whether a
+        GPU could not answer it, bool [b * T].
+        """
         parts: list[Requested] = []
+        lost = [torch.zeros(probes.shape[0], dtype=torch.bool, device=probes.device)]
         for run in self.runs:
             words, lines = run.admitted.whole(first)
             here, there = moved((queries, probes), run.segment.device)
             parts.append(
                 search_requests(
-                    here, run.index, there, words, lines, k0=k0, excluded=run.barred(first), backend=self.backend
+                    here, run.index, there, words, lines, k0=k0, excluded=run.barred(first), backend=self.backend,
+                    unsure=lost,
                 )
-            )
+            )  # fmt: skip
         seen = torch.stack([part.seen.to(probes.device) for part in parts]).sum(0)
-        return self._merged([Candidates(part.rows, part.scores) for part in parts], k0), seen
+        found = self._merged([Candidates(part.rows, part.scores) for part in parts], k0)
+        return found, seen, torch.stack([self._home(line) for line in lost]).any(0)
 
     def _looked_at(self, rows: torch.Tensor, probes: torch.Tensor) -> torch.Tensor:
         """Whether each query of a request probed the clusters of its rows int64 [b, M]; bool [b, T, M]."""

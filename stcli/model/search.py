@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -47,12 +47,16 @@ class _Found:
         scores: float32 [b, k].
         full: bool [b], every candidate slot was taken, so there may be more.
         bound: float32 [b], no row outside the candidates has a larger upper bound.
+        admitted: int64 [b], rows that the query may get: counted by a search of all rows, else as known before.
+        unsure: bool [b], a GPU could not answer, and has to be asked in another way.
     """
 
     rows: torch.Tensor
     scores: torch.Tensor
     full: torch.Tensor
     bound: torch.Tensor
+    admitted: torch.Tensor
+    unsure: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,17 @@ class Search:
     """The search of one tile.
 
     What is decided for each query (its route, probes and slots, and who is searched again) lies on the host, so that
-    the operations follow one another without it: it waits for a GPU once for what the filters admit, where a floor was
-    looked for, and at the end of an attempt.
+    the operations follow one another without it. It waits for a GPU only for
+
+    - what the filters admit, before an attempt: the route of a query depends on it, and that decides which launches
+      there are. Once, or twice where estimates lie near a threshold and are counted;
+    - the number of words on the probed clusters, in an attempt, where filters are evaluated on these alone: room for
+      the most that there can be is many times as much;
+    - the candidates of an attempt, where exact terms that a filter needs lie on the host, as they do by default;
+    - who is unfinished, at the end of an attempt, and with it what was counted, and whom the kernels could not answer;
+    - the results.
+
+    Meanwhile the GPU has another batch (`stcli.model.ahead`).
 
     Args:
         model: the packed items.
@@ -143,11 +156,10 @@ class Search:
             slots[routes == ROWS] = max(options.candidates, 2 * self.k)  # what most proofs need
         self.floors = torch.full((count,), -torch.inf, device=device)
         self.floored = torch.zeros(count, dtype=torch.bool)  # where there may be a floor
+        self.sure = torch.zeros(count, dtype=torch.bool)  # who is asked in a way that always has an answer
         work = torch.zeros(count, dtype=torch.int64, device=device)
         if self.bounded:
             self._find_floors(routes, work)
-            if bool(self.floored.any()):
-                self.floored = (self.floors > -torch.inf).cpu()
             slots[self.floored] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
         rows = torch.full((count, self.k), PAD_ROW, device=device)
@@ -162,18 +174,27 @@ class Search:
                 if route == ROWS:
                     self.floors[there] = torch.maximum(self.floors[there], found.scores[:, -1])
                     self.floored[which] = True
-                unfinished, full = torch.stack([self._unfinished(found, which, route, k0), found.full]).cpu()
-                if bool(unfinished.any()):
-                    again.append(which[unfinished])
-                    self._widen(which[unfinished], full[unfinished], routes, probes, slots)
+                    self.guessed[which] = False
+                told = (self._unfinished(found, which, route, k0), found.full, found.unsure, found.admitted)
+                *flags, self.admitted[which] = torch.stack([line.long() for line in told]).cpu()
+                unfinished, full, unsure = (flag.bool() for flag in flags)
+                if bool((unfinished | unsure).any()):
+                    again.append(which[unfinished | unsure])
+                    self.sure[which[unsure]] = True
+                    wider = unfinished & ~unsure
+                    self._widen(which[wider], full[wider], routes, probes, slots)
             pending = torch.cat(again) if again else pending[:0]
+        rows = rows.cpu()
         return Results(
-            rows.cpu(), scores.cpu(), (rows >= 0).sum(1).cpu(), work.cpu(), routes,
+            rows, scores.cpu(), (rows >= 0).sum(1), work.cpu(), routes,
             torch.where(routes == PROBE, probes, 0), self.admitted, model.ids, estimates=self.estimates,
         )  # fmt: skip
 
     def _find_floors(self, routes: torch.Tensor, work: torch.Tensor) -> None:
-        """Probe for queries that are going to see all rows: what is below their k-th score there is no result."""
+        """Probe for queries that are going to see all rows: what is below their k-th score there is no result.
+
+        Whoever finds fewer than k has no floor; and the k-th of what a GPU found without being sure is a floor too.
+        """
         probes = floor_probes(self.options, self.admitted, routes, self.model.num_items, self.model.num_clusters)
         which = torch.nonzero(probes)[:, 0]
         if len(which):
@@ -184,6 +205,10 @@ class Search:
     def _there(self, which: torch.Tensor) -> torch.Tensor:
         """Numbers of queries, chosen on the host, on the device of the queries; the host does not wait."""
         return which.to(self.vectors.device, non_blocking=True)
+
+    def _home(self, told: torch.Tensor) -> torch.Tensor:
+        """What a segment tells of queries, on the device of the queries."""
+        return told.to(self.vectors.device)
 
     def _queries(self, which: torch.Tensor) -> Quantized:
         there = self._there(which)
@@ -201,9 +226,7 @@ class Search:
         slots = SLOTS if self.vectors.is_cuda else HOST_SLOTS
         most = min(max(slots // k0, 1), self._words_at_once(route, num_probes))
         parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(most)]
-        return _Found(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("rows", "scores", "full", "bound"))
-        )
+        return _Found(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_Found)))
 
     def _words_at_once(self, route: int, num_probes: int) -> int:
         """Queries whose words may be held at once."""
@@ -217,11 +240,15 @@ class Search:
 
     def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         queries, there = self._queries(which), self._there(which)
+        unsure: list[torch.Tensor] = []
+        ask = None if bool(self.sure[which].any()) else unsure
+        admitted = self._there(self.admitted[which])
         if route == ROWS:
-            found = self._search_rows(queries, which, k0)
-            work[there] += self._there(self.admitted[which])
+            found = self._search_rows(queries, which, k0, ask)
+            admitted = torch.stack([self._home(run.counted) for run in self.runs]).sum(0)
+            work[there] += admitted
         else:
-            found = self._search_clusters(queries, which, num_probes, k0, work)
+            found = self._search_clusters(queries, which, num_probes, k0, work, ask)
         # With a slot for every item there is no more to find, though all slots are taken.
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         candidates = self._verified(found.rows, which)
@@ -230,23 +257,31 @@ class Search:
         else:
             scores = torch.where(candidates >= 0, found.scores, -torch.inf)
         best = self.model.take_best(candidates, scores, self.k)
-        return _Found(best.rows, best.scores, full, bound)
+        doubts = torch.zeros_like(full)
+        for doubt in unsure:
+            doubts |= self._home(doubt)
+        return _Found(best.rows, best.scores, full, bound, admitted, doubts)
 
-    def _search_rows(self, queries: Quantized, which: torch.Tensor, k0: int) -> Candidates:
+    def _search_rows(
+        self, queries: Quantized, which: torch.Tensor, k0: int, unsure: list[torch.Tensor] | None
+    ) -> Candidates:
         """The best k0 of all admitted rows."""
         bounds = self._bounds(which, queries) if self.bounded else None
         floors = self.floors[self._there(which)] if self.bounded and bool(self.floored[which].any()) else None
 
         def search(run: SegmentSearch) -> Candidates:
-            return run.search_rows(queries, which, k0, bounds, floors)
+            return run.search_rows(queries, which, k0, bounds, floors, unsure)
 
-        found = self._merged(at_once(search, self.runs), k0)
-        self.admitted[which] = torch.stack([run.counts[which] for run in self.runs]).sum(0)
-        self.guessed[which] = False
-        return found
+        return self._merged(at_once(search, self.runs), k0)
 
     def _search_clusters(
-        self, queries: Quantized, which: torch.Tensor, num_probes: int, k0: int, work: torch.Tensor
+        self,
+        queries: Quantized,
+        which: torch.Tensor,
+        num_probes: int,
+        k0: int,
+        work: torch.Tensor,
+        unsure: list[torch.Tensor] | None,
     ) -> Candidates:
         """The best k0 of the admitted rows in the clusters nearest to each query."""
         probes, there = self._choose(queries, num_probes), self._there(which)
@@ -254,8 +289,8 @@ class Search:
 
         def search(run: SegmentSearch) -> Candidates:
             if run.segment.probed:
-                return run.search_clusters(queries, which, probes, k0, spans)
-            return run.search_rows(queries, which, k0, None, None)  # few rows in clusters of their own
+                return run.search_clusters(queries, which, probes, k0, spans, unsure)
+            return run.search_rows(queries, which, k0, None, None, unsure)  # few rows in clusters of their own
 
         found = self._merged(at_once(search, self.runs), k0)
         for run in self.runs:
@@ -263,7 +298,7 @@ class Search:
                 sizes = run.index.clusters.offsets.diff().to(probes.device)
                 work[there] += sizes[probes].sum(1)
             else:
-                work[there] += self._there(run.counts[which])
+                work[there] += self._home(run.counted)
         return found
 
     def _merged(self, parts: list[Candidates], k0: int) -> Candidates:
@@ -297,7 +332,7 @@ class Search:
         counts = (found.rows >= 0).sum(1)
         short = counts < self.k
         if route == PROBE:
-            return short & ((counts < self._there(self.admitted[which])) | self._there(self.guessed[which]))
+            return short & ((counts < found.admitted) | self._there(self.guessed[which]))
         if self.bounded:
             unproven = found.bound >= found.scores[:, -1]
             asked = self.options.exact or k0 < MOST_UNASKED_PROOF * self.options.candidates

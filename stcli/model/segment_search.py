@@ -37,6 +37,7 @@ class SegmentSearch:
         self.segment, self.admitted, self.backend = segment, admitted, backend
         self.index = segment.index
         self.counts: torch.Tensor  # rows that each query may get, int64 [B] on the host, or estimates
+        self.counted: torch.Tensor  # of the queries of the last search of all rows, int64 [b] on the device
         self._excluded = None if excluded is None else excluded.to(segment.device)
         if self._excluded is not None and segment.base:  # others are no row of it
             self._excluded = replace(self._excluded, values=self._excluded.values - segment.base)
@@ -53,19 +54,28 @@ class SegmentSearch:
         k0: int,
         bounds: tuple[torch.Tensor, torch.Tensor] | None,
         floors: torch.Tensor | None,
+        unsure: list[torch.Tensor] | None,
     ) -> Candidates:
         """The best k0 of all admitted rows for some of the queries; see `ops/search_rows.py`."""
         queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
         words, lines = self.admitted.whole(which)
-        if not self.admitted.held:
-            self.counts[which] = count_lines(words, lines, self.segment.num_rows).cpu()
+        if self.admitted.held:
+            self.counted = self.counts[which].to(self.segment.device, non_blocking=True)
+        else:
+            self.counted = count_lines(words, lines, self.segment.num_rows)
         return search_rows(
             queries, self.index, words, lines, k0=k0, excluded=self.barred(which), bounds=bounds, floors=floors,
-            backend=self.backend,
+            backend=self.backend, unsure=unsure,
         )  # fmt: skip
 
     def search_clusters(
-        self, queries: Quantized, which: torch.Tensor, probes: torch.Tensor, k0: int, spans: bool
+        self,
+        queries: Quantized,
+        which: torch.Tensor,
+        probes: torch.Tensor,
+        k0: int,
+        spans: bool,
+        unsure: list[torch.Tensor] | None,
     ) -> Candidates:
         """The best k0 of the admitted rows in clusters, for some of the queries; see `ops/search_clusters.py`.
 
@@ -75,7 +85,7 @@ class SegmentSearch:
         words, lines, spanned = self.admitted.probed(which, probes, spans)
         return search_clusters(
             queries, self.index, probes, words, lines, k0=k0, spans=spanned, excluded=self.barred(which),
-            backend=self.backend,
+            backend=self.backend, unsure=unsure,
         )  # fmt: skip
 
     def barred(self, which: torch.Tensor) -> Lines | None:

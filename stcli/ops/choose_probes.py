@@ -11,7 +11,7 @@ from stcli.ops.dispatch import resolve
 from stcli.ops.int_dot import int_dot
 from stcli.ops.keys import best_keys, make_keys, split_keys
 from stcli.ops.scan import Scan
-from stcli.ops.scan_cuda import MOST_CANDIDATES, search_all_rows
+from stcli.ops.scan_cuda import search_all_rows, sorts
 from stcli.types import Candidates, Clusters, Quantized, SearchIndex
 
 _TILE_SCORES = 1 << 21
@@ -58,7 +58,7 @@ def choose_probes(
         raise InputError(f"num_probes is {num_probes}; expected at least 1")
     num_probes = min(num_probes, len(centroids.scales))
     forms = {"torch": _torch, "native": _native, "cuda": _cuda}
-    form = forms[resolve(backend, queries.codes, kernel=num_probes <= MOST_CANDIDATES)]
+    form = forms[resolve(backend, queries.codes, kernel=sorts(num_probes, queries.codes.device))]
     return form(queries, centroids, reaches, num_probes)
 
 

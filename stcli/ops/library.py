@@ -1,6 +1,6 @@
 """The operations of the search as custom operators of torch, `torch.ops.stcli.*`, for `torch.export` and its kin.
 
-An operator takes what the operation of its name takes, in that order, but for `backend` and `out`; an operator of torch
+An operator takes what the operation of its name takes, in that order, but for `backend`, `out` and `unsure`; torch
 knows no dataclasses, so their fields stand in their place (`flat` spells them out). All this is read off the operation.
 The fake form tells the shape of the result without doing the work. A process that loads an exported program must have
 imported this module.
@@ -30,7 +30,7 @@ from stcli.types import BitMatrix, Candidates, Program, Quantized, Spans
 
 _SCALARS = {Tensor: "Tensor", int: "SymInt", float: "float", bool: "bool"}
 
-_LEFT_OUT = ("backend", "out")
+_LEFT_OUT = ("backend", "out", "unsure")
 
 
 def flat(operation: Callable, *given: Any, **named: Any) -> list[Any]:

@@ -11,7 +11,8 @@ places; then the best of them move to the front, as many as are wanted and few m
 
 A query that collects more than its buffer holds is scored again in the same round, with about the k0-th of what it did
 collect as threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is
-answered by the torch form at the end. Results depend on neither the order of appends nor any of these sizes.
+answered by the torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor
+any of these sizes.
 
 Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 304 KB for 13,000), 32 bytes a tile, and 8
 bytes a (query, probe) pair.
@@ -41,7 +42,10 @@ from stcli.ops.scan import Scan
 from stcli.types import Candidates, Lines, Quantized
 
 MOST_CANDIDATES = 16_384
-"""The final sort of a query's keys takes place in shared memory."""
+"""Of a query: what a selection keeps of so many is sorted in the shared memory of a block, see `sorts`."""
+
+_STATIC_SHARED_BYTES = 2048
+"""Of the kernels of the selection, at most, beside what a launch asks for."""
 
 MOST_KEY = 2**63 - 1
 """As threshold: this query is done, or takes no part."""
@@ -77,7 +81,11 @@ class Round:
 
 
 def search_all_rows(
-    scan: Scan, torch_form: TorchForm, admitted: torch.Tensor | None = None, fits: Fit | None = None
+    scan: Scan,
+    torch_form: TorchForm,
+    admitted: torch.Tensor | None = None,
+    fits: Fit | None = None,
+    unsure: list[torch.Tensor] | None = None,
 ) -> Candidates:
     """The best k0 of all rows.
 
@@ -86,6 +94,8 @@ def search_all_rows(
         torch_form: see `TorchForm`.
         admitted: int64 [B], how many rows each query may see; None where it may see all of them.
         fits: which score kernels may run; None for those that the device can.
+        unsure: takes bool [B], the queries that the rounds could not answer and the caller has to ask again; None to
+            wait for the device here and let `torch_form` answer them.
     """
     num_queries, num_rows, device = len(scan.queries.scales), len(scan.index.scales), scan.queries.codes.device
     capacity = capacity_for(num_rows, scan.k0)
@@ -101,21 +111,28 @@ def search_all_rows(
             yield Round(work(level.row_step), [], level.wanted, is_sample=True)
         yield Round(work(1), work(1, large_tiles=True), last.wanted)
 
-    return _run(scan, rounds(), capacity, torch_form, whole)
+    return _run(scan, rounds(), capacity, torch_form, unsure, whole)
 
 
-def search_probed_rows(scan: Scan, probes: torch.Tensor, torch_form: TorchForm) -> Candidates:
+def search_probed_rows(
+    scan: Scan, probes: torch.Tensor, torch_form: TorchForm, unsure: list[torch.Tensor] | None = None
+) -> Candidates:
     """The best k0 rows of the probed clusters; arguments as of `search_all_rows`, and probes int64 [B, P]."""
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
     capacity = capacity_for(num_rows, scan.k0)
     starts = None if scan.spans is None else scan.spans.starts
     growth = growth_for(scan.k0, capacity)
     rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth, fit(scan), starts)
-    return _run(scan, (Round(works, works, scan.k0) for works in rounds), capacity, torch_form)
+    return _run(scan, (Round(works, works, scan.k0) for works in rounds), capacity, torch_form, unsure)
 
 
 def _run(
-    scan: Scan, rounds: Iterable[Round], capacity: int, torch_form: TorchForm, whole: torch.Tensor | None = None
+    scan: Scan,
+    rounds: Iterable[Round],
+    capacity: int,
+    torch_form: TorchForm,
+    unsure: list[torch.Tensor] | None,
+    whole: torch.Tensor | None = None,
 ) -> Candidates:
     """Run the rounds of a search; `whole`, bool [B], has the queries that need no sample, since all they see fits."""
     if scan.excluded is not None:
@@ -125,6 +142,9 @@ def _run(
         state.round(scan, round_)
     found = state.sorted(scan.k0)
     if capacity >= len(scan.index.scales):  # there was room for all, once a guess that was too high was taken back
+        return found
+    if unsure is not None:
+        unsure.append(state.lost)
         return found
     lost = state.lost.nonzero()[:, 0]  # the only place where the host waits
     if len(lost):
@@ -136,6 +156,17 @@ def _run(
 def capacity_for(num_rows: int, k0: int) -> int:
     """Places of a query's buffer: for all rows, or for twice what passes a sample's threshold on average."""
     return max(min(num_rows, max(k0 + _ROOM, 2 * STEP * rank_in_sample(k0))), k0)
+
+
+def sorts(k0: int, device: torch.device) -> bool:
+    """Whether the kernels can sort k0 candidates of a query: the shared memory of the device sets the limit too."""
+    fitting = sort_bytes(k0) + _STATIC_SHARED_BYTES <= cuda.most_shared_bytes(device)
+    return k0 <= MOST_CANDIDATES and fitting
+
+
+def sort_bytes(k0: int) -> int:
+    """Dynamic shared memory of a block of `sort_keys`."""
+    return 16 * threads_for(k0) + 8 * most_kept(k0)
 
 
 def growth_for(k0: int, capacity: int) -> int:
@@ -282,7 +313,7 @@ class _State:
             most,
             rows,
             scores,
-            shared_bytes=16 * threads + 8 * most,
+            shared_bytes=sort_bytes(k0),
         )
         return Candidates(rows, scores)
 

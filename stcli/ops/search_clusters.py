@@ -9,7 +9,7 @@ import torch
 from stcli.ops.checks import check_range
 from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.scan import Bounds, Scan, Tile
-from stcli.ops.scan_cuda import MOST_CANDIDATES, search_probed_rows
+from stcli.ops.scan_cuda import search_probed_rows, sorts
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex, Spans
 
@@ -26,6 +26,7 @@ def search_clusters(
     excluded: Lines | None = None,
     bounds: Bounds | None = None,
     backend: str = "auto",
+    unsure: list[torch.Tensor] | None = None,
 ) -> Candidates:
     """Find the best k0 admitted rows in the probed clusters of each query.
 
@@ -47,6 +48,8 @@ def search_clusters(
         bounds: (query_norms float32 [B], query_errors float32 [B]), at least the norm of code * scale plus its error,
             and of query - code * scale; None for plain scores.
         backend: see `ops/dispatch.py`.
+        unsure: takes, from the kernels, bool [B]: queries that have to be asked again, without this argument. With
+            None the host waits for the device to see whether there are any.
 
     Returns:
         Candidates [B, k0].
@@ -56,7 +59,7 @@ def search_clusters(
         InputError: k0 is below 1.
     """
     scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, spans=spans)
-    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
+    form = resolve(backend, queries.codes, kernel=sorts(k0, queries.codes.device))
     shapes = scan.check(values=reads_values(form, queries.codes))
     shapes.check("probes", probes, torch.int64, "B P")
     if spans is not None:
@@ -65,7 +68,7 @@ def search_clusters(
     if reads_values(form, queries.codes):
         check_range("probes", probes, len(index.clusters.offsets) - 1)
     if form == "cuda":
-        return _cuda(scan, probes)
+        return _cuda(scan, probes, unsure)
     if form == "native":
         return run_native(scan, "search_clusters", probes, probes.shape[1])
     return scan.run(_tiles(probes, index.clusters.offsets, _starts(scan)))
@@ -89,6 +92,10 @@ def _tiles(probes: torch.Tensor, offsets: torch.Tensor, starts: torch.Tensor | N
             yield Tile(part, rows, None if starts is None else begin)
 
 
-def _cuda(scan: Scan, probes: torch.Tensor) -> Candidates:
+def _cuda(scan: Scan, probes: torch.Tensor, unsure: list[torch.Tensor] | None) -> Candidates:
     offsets = scan.index.clusters.offsets
-    return search_probed_rows(scan, probes, lambda part, lost: part.run(_tiles(probes[lost], offsets, _starts(part))))
+
+    def torch_form(part: Scan, lost: torch.Tensor) -> Candidates:
+        return part.run(_tiles(probes[lost], offsets, _starts(part)))
+
+    return search_probed_rows(scan, probes, torch_form, unsure)

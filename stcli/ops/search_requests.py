@@ -43,6 +43,7 @@ def search_requests(
     k0: int,
     excluded: Lines | None = None,
     backend: str = "auto",
+    unsure: list[torch.Tensor] | None = None,
 ) -> Requested:
     """Find the k0 best admitted rows of each request: those with the best score for one of its T queries.
 
@@ -58,6 +59,7 @@ def search_requests(
         k0: candidates kept for each request.
         excluded: rows never returned: line b has those of request b, as in `search_clusters`. None for none.
         backend: see `ops/dispatch.py`.
+        unsure: takes bool [B * T], as in `search_clusters`.
 
     Raises:
         TensorError: a tensor has another dtype, shape or range than stated.
@@ -78,7 +80,7 @@ def search_requests(
         found = run_native(once, "search_requests", probes, probes.shape[1], together, seen, lists=num_requests)
         return Requested(found.rows, found.scores, seen)
     found = search_clusters(
-        queries, index, probes, words, scan.filter_of_query, k0=k0, excluded=each, backend=backend
+        queries, index, probes, words, scan.filter_of_query, k0=k0, excluded=each, backend=backend, unsure=unsure
     )  # fmt: skip
     lists = (num_requests, together, k0)
     merged = merge_lists(found.rows.view(lists), found.scores.view(lists), backend=backend)

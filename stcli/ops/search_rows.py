@@ -9,7 +9,7 @@ import torch
 from stcli.ops.count_bits import count_bits
 from stcli.ops.dispatch import reads_values, resolve
 from stcli.ops.scan import Bounds, Scan, Tile
-from stcli.ops.scan_cuda import MOST_CANDIDATES, search_all_rows
+from stcli.ops.scan_cuda import search_all_rows, sorts
 from stcli.ops.scan_native import run_native
 from stcli.types import Candidates, Lines, Quantized, SearchIndex
 
@@ -28,6 +28,7 @@ def search_rows(
     bounds: Bounds | None = None,
     floors: torch.Tensor | None = None,
     backend: str = "auto",
+    unsure: list[torch.Tensor] | None = None,
 ) -> Candidates:
     """Find the best k0 of all admitted rows for each query: `search_clusters` with every cluster probed.
 
@@ -43,6 +44,8 @@ def search_rows(
         bounds: rank by upper bounds, as in `search_clusters`.
         floors: float32 [B], candidates with a score below are left out; None for none.
         backend: see `ops/dispatch.py`.
+        unsure: takes, from the kernels, bool [B]: queries that have to be asked again, without this argument. With
+            None the host waits for the device to see whether there are any.
 
     Returns:
         Candidates [B, k0].
@@ -52,10 +55,10 @@ def search_rows(
         InputError: k0 is below 1.
     """
     scan = Scan(queries, index, words, filter_of_query, k0, excluded, bounds, floors)
-    form = resolve(backend, queries.codes, kernel=k0 <= MOST_CANDIDATES)
+    form = resolve(backend, queries.codes, kernel=sorts(k0, queries.codes.device))
     scan.check(values=reads_values(form, queries.codes))
     if form == "cuda":
-        return scan.above_floors(_cuda(scan))
+        return scan.above_floors(_cuda(scan, unsure))
     if form == "native":
         return run_native(scan, "search_rows")
     return scan.above_floors(scan.run(_tiles(words, filter_of_query, len(index.scales))))
@@ -79,9 +82,13 @@ def _tiles(words: torch.Tensor | None, filter_of_query: torch.Tensor, num_rows: 
     yield Tile(scanned.nonzero()[:, 0], torch.arange(num_rows, device=device))
 
 
-def _cuda(scan: Scan) -> Candidates:
+def _cuda(scan: Scan, unsure: list[torch.Tensor] | None) -> Candidates:
     num_rows, words, admitted = len(scan.index.scales), scan.words, None
     if words is not None and words.numel():
         counted = count_bits(words)[scan.filter_of_query.clamp(min=0)]
         admitted = torch.where(scan.filter_of_query < 0, num_rows, counted)
-    return search_all_rows(scan, lambda part, _: part.run(_tiles(part.words, part.filter_of_query, num_rows)), admitted)
+
+    def torch_form(part: Scan, _: torch.Tensor) -> Candidates:
+        return part.run(_tiles(part.words, part.filter_of_query, num_rows))
+
+    return search_all_rows(scan, torch_form, admitted, unsure=unsure)

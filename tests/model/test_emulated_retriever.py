@@ -10,7 +10,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 import stcli
-from stcli.ops import cuda
+from stcli.model import joint, segment_search
+from stcli.ops import cuda, scan_cuda
 from tests.emulated import Emulated
 from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.far_device import Far, Watch, to_far
@@ -28,20 +29,20 @@ class FarKernels(Emulated):
 
 
 COPIES, NUMBERS = "aten::_to_copy", "aten::_local_scalar_dense"
-RESULTS = 4
-"""Copies of rows, scores, counts and work."""
+RESULTS = 3
+"""Copies of rows, scores and work."""
 
 
 @pytest.mark.parametrize(
     ("how", "waits"),
     [
-        # What the filters admit, floors, the end of each of two attempts.
-        ({"exact": True}, {COPIES: 1 + 1 + 2 + RESULTS}),
+        # What the filters admit, the end of each of two attempts.
+        ({"exact": True}, {COPIES: 1 + 2 + RESULTS}),
         ({"probes": 3}, {COPIES: 1 + 3 + RESULTS}),
         ({"target_recall": None}, {COPIES: 1 + 3 + RESULTS}),
-        # Estimates and their deviations, counts near a threshold and of a search of all rows; of two attempts by
-        # clusters how many words there are on these.
-        ({"probes": 3, "filter_scope": "probed"}, {COPIES: 2 + 2 + 3 + RESULTS, NUMBERS: 2}),
+        # Estimates and their deviations, counts near a threshold; of two attempts by clusters how many words there are
+        # on these.
+        ({"probes": 3, "filter_scope": "probed"}, {COPIES: 2 + 1 + 3 + RESULTS, NUMBERS: 2}),
     ],
     ids=str,
 )
@@ -60,3 +61,38 @@ def test_the_results_are_the_same_and_the_host_waits_between_attempts_only(tiny,
     assert torch.equal(expected.score_matrix, found.score_matrix)
     assert torch.equal(expected.work, found.work)
     assert Counter(watch.waits) == waits
+
+
+@pytest.mark.parametrize(
+    ("how", "operation", "module"),
+    [
+        ({"exact": True}, "search_rows", segment_search),
+        ({"probes": 3}, "search_clusters", segment_search),
+        ({"probes": 3, "tasks": True}, "search_requests", joint),
+    ],
+    ids=["rows", "clusters", "requests"],
+)
+def test_queries_that_the_kernels_cannot_answer_are_asked_again(tiny, how, operation, module, monkeypatch):
+    """With hardly any room for what they collect; the host learns of them at the end of an attempt, with all else."""
+    vectors, texts, how = tiny.vectors[:18], tiny.filters[:18], dict(how)
+    queries = {"like": vectors, "buy": vectors[::-1].copy()} if how.pop("tasks", False) else vectors
+    expected = stcli.open_artifact(tiny.model)(queries, texts, 7, **how)
+    model = stcli.open_artifact(tiny.model, backend="cuda")
+    for name, buffer in list(model.only.named_buffers(recurse=False)):
+        setattr(model.only, name, buffer.clone())
+    asked = []
+    whole = getattr(module, operation)
+
+    def asking(*given, unsure, **more):
+        asked.append(unsure)
+        return whole(*given, unsure=unsure, **more)
+
+    monkeypatch.setattr(scan_cuda, "capacity_for", lambda num_rows, k0: k0 + 1)
+    monkeypatch.setattr(scan_cuda, "REDOS", 0)
+    monkeypatch.setattr(module, operation, asking)
+    with cuda.launching_with(Emulated()):
+        found = model(queries, texts, 7, **how)
+    assert torch.equal(expected.rows, found.rows)
+    assert torch.equal(expected.score_matrix, found.score_matrix)
+    assert bool(torch.cat([line for lines in asked if lines for line in lines]).any())
+    assert operation == "search_requests" or any(lines is None for lines in asked)

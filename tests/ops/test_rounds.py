@@ -81,6 +81,14 @@ def test_levels_of_the_documentation():
     assert levels(4096, 132) == [Level(1, 132)]
 
 
+def test_what_is_sorted_fits_the_shared_memory(monkeypatch):
+    assert scan_cuda.sorts(16_384, CPU)  # taken for a device of compute capability 8.0
+    assert not scan_cuda.sorts(16_385, CPU)
+    monkeypatch.setattr(cuda, "most_shared_bytes", lambda device: 99 << 10)  # 8.6 and 8.9
+    assert scan_cuda.sorts(9000, CPU)
+    assert not scan_cuda.sorts(13_000, CPU)
+
+
 @given(st.integers(0, 10**9), st.integers(1, 16_384))
 def test_samples_grow_and_let_few_rows_pass(num_rows, k0):
     *samples, last = levels(num_rows, k0)
@@ -233,7 +241,7 @@ def test_choose_probes(room, redos, num_probes, monkeypatch):
 
 
 def test_the_host_waits_once_a_search_at_most(monkeypatch):
-    """On a far device: no number is read while rounds run, only who did not fit, at the end."""
+    """On a far device: no number is read while rounds run, only who did not fit, at the end, unless the caller does."""
     small_buffers(monkeypatch, 300)
     case = named_case("all_at_once")
     rest = {name: to_far(value) for name, value in case.rest().items()}
@@ -241,12 +249,13 @@ def test_the_host_waits_once_a_search_at_most(monkeypatch):
     far = [to_far(value) for value in (case.words, case.filter_of_query)]
     probes = to_far(case.probes)
     with cuda.launching_with(StandIn()):
-        with Watch() as watch:
-            search_clusters(*given, probes, *far, **rest, backend="cuda")
-        assert watch.waits == ["aten::nonzero"]
-        with Watch() as watch:
-            search_rows(*given, *far, **rest, backend="cuda")
-        assert watch.waits == ["aten::nonzero"]
+        for unsure, waits in ((None, ["aten::nonzero"]), ([], [])):
+            with Watch() as watch:
+                search_clusters(*given, probes, *far, **rest, backend="cuda", unsure=unsure)
+            assert watch.waits == waits
+            with Watch() as watch:
+                search_rows(*given, *far, **rest, backend="cuda", unsure=unsure)
+            assert watch.waits == waits
         with Watch() as watch:
             choose_probes(given[0], given[1].clusters.centroids, num_probes=3, backend="cuda")
         assert watch.waits == [], "there is room for all clusters"
