@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from stcli.model.corpus import Corpus
 from stcli.model.planner import PROBE, ROWS, SearchOptions, floor_probes, plan, settled, spans_pay
 from stcli.model.results import Results
 from stcli.model.segment_search import SegmentSearch, at_once
-from stcli.model.slots import best_of_runs
+from stcli.model.slots import best_of_runs, num_taken
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.quantize_rows import quantize_rows
 from stcli.types import PAD_ROW, Candidates, Lines, Quantized, moved
@@ -162,31 +162,34 @@ class Search:
             self._find_floors(routes, work)
             slots[self.floored] = FLOOR_SLOTS * options.candidates
         slots.clamp_(max=model.num_items)
-        rows = torch.full((count, self.k), PAD_ROW, device=device)
-        scores = torch.full((count, self.k), -torch.inf, device=device)
+        rows = torch.empty((count, self.k), dtype=torch.int64, device=device)
+        scores = torch.empty((count, self.k), device=device)
         pending = torch.arange(count)
         while len(pending):
             again = []
             for which, route, num_probes, k0 in _groups(pending, routes, probes, slots):
-                found = self._attempt(which, route, num_probes, k0, work)
-                there = self._there(which)
-                rows[there, :], scores[there, :] = found.rows, found.scores
-                if route == ROWS:
-                    self.floors[there] = torch.maximum(self.floors[there], found.scores[:, -1])
-                    self.floored[which] = True
-                    self.guessed[which] = False
-                told = (self._unfinished(found, which, route, k0), found.full, found.unsure, found.admitted)
-                *flags, self.admitted[which] = torch.stack([line.long() for line in told]).cpu()
+                told = []
+                for piece in which.split(self._at_once(route, num_probes, k0)):
+                    found = self._attempt(piece, route, num_probes, k0, work)
+                    there = self._there(piece)
+                    rows[there, :], scores[there, :] = found.rows, found.scores
+                    if route == ROWS:
+                        self.floors[there] = torch.maximum(self.floors[there], found.scores[:, -1])
+                        self.floored[piece] = True
+                        self.guessed[piece] = False
+                    lines = self._unfinished(found, piece, route, k0), found.full, found.unsure, found.admitted
+                    told.append(torch.stack([line.long() for line in lines]))
+                *flags, self.admitted[which] = torch.cat(told, 1).cpu()
                 unfinished, full, unsure = (flag.bool() for flag in flags)
                 if bool((unfinished | unsure).any()):
                     again.append(which[unfinished | unsure])
                     self.sure[which[unsure]] = True
                     wider = unfinished & ~unsure
                     self._widen(which[wider], full[wider], routes, probes, slots)
-            pending = torch.cat(again) if again else pending[:0]
+            pending = torch.cat(again).sort().values if again else pending[:0]
         rows = rows.cpu()
         return Results(
-            rows, scores.cpu(), (rows >= 0).sum(1), work.cpu(), routes,
+            rows, scores.cpu(), num_taken(rows), work.cpu(), routes,
             torch.where(routes == PROBE, probes, 0), self.admitted, model.ids, estimates=self.estimates,
         )  # fmt: skip
 
@@ -198,8 +201,10 @@ class Search:
         probes = floor_probes(self.options, self.admitted, routes, self.model.num_items, self.model.num_clusters)
         which = torch.nonzero(probes)[:, 0]
         if len(which):
-            found = self._attempt(which, PROBE, int(probes.max()), self.options.candidates, work)
-            self.floors[self._there(which)] = found.scores[:, -1]
+            num_probes, k0 = int(probes.max()), self.options.candidates
+            for piece in which.split(self._at_once(PROBE, num_probes, k0)):
+                found = self._attempt(piece, PROBE, num_probes, k0, work)
+                self.floors[self._there(piece)] = found.scores[:, -1]
             self.floored[which] = True
 
     def _there(self, which: torch.Tensor) -> torch.Tensor:
@@ -210,9 +215,12 @@ class Search:
         """What a segment tells of queries, on the device of the queries."""
         return told.to(self.vectors.device)
 
+    def _of(self, which: torch.Tensor, lines: torch.Tensor) -> torch.Tensor:
+        """The lines of some queries, whose numbers ascend."""
+        return lines if len(which) == len(lines) else lines[self._there(which)]
+
     def _queries(self, which: torch.Tensor) -> Quantized:
-        there = self._there(which)
-        return Quantized(self.queries.codes[there], self.queries.scales[there])
+        return Quantized(self._of(which, self.queries.codes), self._of(which, self.queries.scales))
 
     def _choose(self, queries: Quantized, count: int) -> torch.Tensor:
         """The clusters nearest to some queries, int64 [b, count]."""
@@ -221,12 +229,10 @@ class Search:
             queries, clusters.centroids, num_probes=count, reaches=clusters.reaches, backend=self.backend
         )
 
-    def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
-        """Search some queries once, in pieces that bound the candidate slots and the words."""
+    def _at_once(self, route: int, num_probes: int, k0: int) -> int:
+        """Queries searched at once, which bounds the candidate slots and the words."""
         slots = SLOTS if self.vectors.is_cuda else HOST_SLOTS
-        most = min(max(slots // k0, 1), self._words_at_once(route, num_probes))
-        parts = [self._attempt_piece(piece, route, num_probes, k0, work) for piece in which.split(most)]
-        return _Found(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(_Found)))
+        return min(max(slots // k0, 1), self._words_at_once(route, num_probes))
 
     def _words_at_once(self, route: int, num_probes: int) -> int:
         """Queries whose words may be held at once."""
@@ -238,7 +244,8 @@ class Search:
         of_cluster = model.num_words // model.num_clusters + 2
         return max(model.words_bytes // (8 * of_cluster * num_probes), LEAST_QUERIES)
 
-    def _attempt_piece(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
+    def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
+        """Search some queries once."""
         queries, there = self._queries(which), self._there(which)
         unsure: list[torch.Tensor] = []
         ask = None if bool(self.sure[which].any()) else unsure
@@ -253,7 +260,7 @@ class Search:
         full, bound = (found.rows[:, -1] >= 0) & (k0 < self.model.num_items), found.scores[:, -1]
         candidates = self._verified(found.rows, which)
         if self.model.has_embeddings:
-            scores = self.model.rescore(self.vectors[there], candidates)
+            scores = self.model.rescore(self._of(which, self.vectors), candidates)
         else:
             scores = torch.where(candidates >= 0, found.scores, -torch.inf)
         best = self.model.take_best(candidates, scores, self.k)
@@ -314,7 +321,7 @@ class Search:
 
     def _bounds(self, which: torch.Tensor, queries: Quantized) -> tuple[torch.Tensor, torch.Tensor]:
         """Norms of the queries and of their quantization errors, rounded up as `errors` and `norms` of the rows are."""
-        vectors = self.narrow[self._there(which)]
+        vectors = self._of(which, self.narrow)
         restored = queries.codes[:, : vectors.shape[1]].float() * queries.scales[:, None]
         slack = 1 + (vectors.shape[1] + 16) * 2.0**-23
         return vectors.norm(dim=1) * slack, (vectors - restored).norm(dim=1) * slack + vectors.norm(dim=1) * (slack - 1)
@@ -329,7 +336,7 @@ class Search:
 
     def _unfinished(self, found: _Found, which: torch.Tensor, route: int, k0: int) -> torch.Tensor:
         """Which queries may have results that this attempt did not see; bool [b] on the device."""
-        counts = (found.rows >= 0).sum(1)
+        counts = num_taken(found.rows)
         short = counts < self.k
         if route == PROBE:
             return short & ((counts < found.admitted) | self._there(self.guessed[which]))
