@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -42,6 +43,26 @@ def test_a_whole_run(tmp_path):
     rows = [row for number in (0, 1) for row in pq.read_table(out / part_name(number)).to_pylist()]
     assert rows == [{"query_id": i, "item_id": [i, i + 1], "score": [0.5, 0.25]} for i in range(4)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+
+
+def test_lists_of_every_kind_come_back(tmp_path):
+    kinds = [pa.int8(), pa.uint16(), pa.int32(), pa.uint64(), pa.int64(), pa.float16(), pa.float32(), pa.float64()]
+    lists = {str(kind): pa.array([[1, 0, 3], [], None, [7]], pa.list_(kind)) for kind in kinds}
+    lists |= {
+        "string": pa.array([["a", None], [], None, ["b"]], pa.list_(pa.string())),
+        "bool": pa.array([[True], [], None, [False]], pa.list_(pa.bool_())),
+        "nested": pa.array([[[1], []], [], None, [None]], pa.list_(pa.list_(pa.int64()))),
+        "extremes": pa.array([[-(2**63), 2**63 - 1], [], None, [None, 0]], pa.list_(pa.int64())),
+    }
+    table = pa.table({"query_id": [1, 2, 3, 4], **lists})
+    writer = ResultsWriter(tmp_path / "results", IDENTITY, resume=False, overwrite=False)
+    writer.write_part(0, table.to_batches(), table.schema, dict)
+    path = writer.folder / part_name(0)
+    assert pq.read_table(path).equals(table)
+    with duckdb.connect() as base:
+        known = [name for name in table.column_names if name != "halffloat"]
+        read = base.sql(f"SELECT {', '.join(known)} FROM '{path}'").to_arrow_table()
+    assert read.to_pylist() == table.select(known).to_pylist()
 
 
 def test_resume_keeps_whole_parts_and_calibration(tmp_path):
