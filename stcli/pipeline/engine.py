@@ -166,8 +166,8 @@ class Engine:
     def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
         """Yield the results of each (table row, batch).
 
-        A batch is read, planned and sent to the device while the ones before it are searched: two at once on a GPU, so
-        that it has the other where the host works on one, waits for it, or makes its table.
+        A batch is read, planned and sent to the device while the ones before it are searched, and written by the caller
+        while those after it are: two at once on a GPU, so that it has the other where the host works on one or waits.
         """
         upload = Upload()
         ready = prefetch(self._prepare(row, batch, upload) for row, batch in batches)

@@ -22,15 +22,15 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
 
 
 def in_turn(work: Callable[[T], R], items: Iterator[T], at_once: int) -> Iterator[R]:
-    """Yield what `work` makes of each item, in order: of so many at once, each in a thread; of one in this thread."""
-    if at_once == 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(at_once) as pool:
-        running: deque[Future[R]] = deque()
+    """Yield what `work` makes of each item, in order: so many at once, each in a thread, while the caller is busy."""
+    pool = ThreadPoolExecutor(at_once)
+    running: deque[Future[R]] = deque()
+    try:
         for item in items:
             running.append(pool.submit(work, item))
-            if len(running) == at_once:
+            if len(running) > at_once:
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -128,19 +129,18 @@ def _file_batches(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     reader = pq.ParquetFile(handle, pre_buffer=False)
     stored = [name for name in columns if name not in file.partition]
-    row = file.first_row
-    for group in range(reader.metadata.num_row_groups):
-        rows = reader.metadata.row_group(group).num_rows
-        if row + rows <= start or row >= stop:
-            row += rows
-            continue
-        for batch in reader.iter_batches(batch_rows, row_groups=[group], columns=stored, use_threads=True):
-            low, high = max(start - row, 0), min(stop - row, batch.num_rows)
-            if low < high:
-                yield row + low, _with_partition(batch.slice(low, high - low), file, columns)
-            row += batch.num_rows
-            if row >= stop:
-                return
+    sizes = [reader.metadata.row_group(group).num_rows for group in range(reader.metadata.num_row_groups)]
+    ends = [file.first_row + end for end in itertools.accumulate(sizes)]
+    groups = [group for group, end in enumerate(ends) if end > start and end - sizes[group] < stop]
+    row = ends[groups[0]] - sizes[groups[0]] if groups else stop
+    # All groups in one call: a batch may then have rows of several.
+    for batch in reader.iter_batches(batch_rows, row_groups=groups, columns=stored, use_threads=True):
+        low, high = max(start - row, 0), min(stop - row, batch.num_rows)
+        if low < high:
+            yield row + low, _with_partition(batch.slice(low, high - low), file, columns)
+        row += batch.num_rows
+        if row >= stop:
+            return
 
 
 def _with_partition(batch: pa.RecordBatch, file: TableFile, columns: list[str]) -> pa.RecordBatch:

@@ -107,6 +107,33 @@ def test_in_turn_keeps_the_order_and_runs_no_more_than_asked(at_once):
     assert max(most) <= at_once
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_in_turn_goes_on_while_the_caller_is_busy(at_once):
+    begun = [threading.Event() for _ in range(6)]
+
+    def work(number):
+        begun[number].set()
+        return number
+
+    for number in in_turn(work, iter(range(6)), at_once):
+        assert all(event.wait(60) for event in begun[number + 1 : number + 1 + at_once])
+
+
+def test_in_turn_stops_where_the_caller_does():
+    begun, going_on = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number:
+            going_on.wait(60)
+
+    results = in_turn(work, iter(range(100)), 1)
+    next(results)
+    going_on.set()
+    results.close()
+    assert len(begun) <= 3
+
+
 def test_the_next_batch_is_planned_while_one_is_searched(tiny, tmp_path, monkeypatch):
     planned = [threading.Event() for _ in range(4)]
     places, searched = iter(planned), []

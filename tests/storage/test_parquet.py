@@ -175,6 +175,12 @@ def test_batches_over_any_range(tmp_path, batch_rows):
             assert seen == list(range(start, min(43, 43 if stop is None else stop)))
 
 
+def test_a_batch_has_rows_of_several_row_groups(tmp_path):
+    write_parts(tmp_path / "in", [40], row_group=7)
+    batches = open_table(tmp_path / "in").batches(["n"], 16)
+    assert [(row, batch.num_rows) for row, batch in batches] == [(0, 16), (16, 16), (32, 8)]
+
+
 def test_only_row_groups_of_the_range_are_read(tmp_path):
     file = tmp_path / "in.parquet"
     pq.write_table(numbers(0, 100), file, row_group_size=10, compression="none", use_dictionary=False)
