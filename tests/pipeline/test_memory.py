@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -26,11 +28,12 @@ def test_a_limit_too_small_to_work(given):
 
 
 def test_the_peak_holds_what_was_taken_and_given_back():
+    gc.collect()  # what other tests left would be given back meanwhile
     before = private_bytes()
     with MemoryWatch() as watch:
-        block = np.ones(60 * 10**6, np.uint8)
+        block = np.ones(240 * 10**6, np.uint8)
         watch.peak_private = max(watch.peak_private, private_bytes())  # do not wait for the sampler
         del block
     summary = watch.summary()
-    assert summary["peak_private"] >= before + 50 * 10**6
+    assert summary["peak_private"] >= before + 150 * 10**6
     assert summary["peak_resident"] >= summary["peak_private"] - 10**7
