@@ -38,7 +38,7 @@ inline std::vector<Block> make_blocks(const SearchArguments& all, bool by_cluste
 // best score reaches.
 inline void scan_all(const SearchArguments& all, const Prune* prune) {
   constexpr int64_t BLOCK_ROWS = 4096;   // 512 kB of codes at D = 128
-  constexpr int64_t MOST_QUERIES = 1024;  // of a part, which packs every tile; 512: within 4 % (AMD EPYC Zen 4)
+  constexpr int64_t MOST_QUERIES = 1024;  // of a part, which packs every tile; 512: within 6 % (AMD EPYC Zen 4)
   const int threads = static_cast<int>(all.num_threads);
   const std::vector<Block> blocks = make_blocks(all, prune != nullptr, BLOCK_ROWS);
   // Tasks are parts of the queries times, if those are few, stripes of the blocks.
