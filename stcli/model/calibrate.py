@@ -6,11 +6,14 @@ would probe first, second, third …; so one search gives the recall at every nu
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from stcli.errors import InputError
 from stcli.filters.source import FilterSource
 from stcli.model.admitted import admitted_counts
 from stcli.model.corpus import Corpus, Words
@@ -179,3 +182,20 @@ def count_admitted(
         counts.append(admitted_counts(model.admit(batch, allowed)).cpu())
         filtered.append((batch[0].filter_of_query >= 0) | (allowed is not None))
     return torch.cat(counts), torch.cat(filtered)
+
+
+def read_calibration(path: str | None, model: Corpus, k: int) -> Calibration | None:
+    """The calibration in a file written by stcli, for a model and k; None for no path.
+
+    Raises:
+        InputError: it cannot be read, or belongs to another artifact or k.
+    """
+    if path is None:
+        return None
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--calibration {path}: cannot be read ({error}); expected a file written by stcli") from error
+    found = Calibration.from_json(data.get("calibration", data) if isinstance(data, dict) else {})
+    found.check(model.fingerprint, k)
+    return found

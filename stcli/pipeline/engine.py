@@ -5,7 +5,7 @@ Whoever has record batches can feed it: the command, a worker process, Ray or Sp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -163,7 +163,7 @@ class Engine:
             fields += [pa.field(name, pa.int64()) for name in EXPLAINED[1:]]
         return pa.schema(fields)
 
-    def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    def run(self, batches: Iterable[tuple[int, pa.RecordBatch]]) -> Generator[pa.RecordBatch, None, None]:
         """Yield the results of each (table row, batch).
 
         A batch is read, planned and sent to the device while the ones before it are searched, and written by the caller

@@ -22,15 +22,22 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
 
 
 def in_turn(work: Callable[[T], R], items: Iterator[T], at_once: int) -> Iterator[R]:
-    """Yield what `work` makes of each item, in order: so many at once, each in a thread, while the caller is busy."""
+    """Yield what `work` makes of each item, in order: so many at once, each in a thread, while the caller is busy.
+
+    Where `items` fails, what was made of those before is yielded first.
+    """
     pool = ThreadPoolExecutor(at_once)
     running: deque[Future[R]] = deque()
+    end: Exception | None = None
     try:
-        for item in items:
-            running.append(pool.submit(work, item))
-            if len(running) > at_once:
+        while end is None:
+            try:
+                running.append(pool.submit(work, next(items)))
+            except Exception as error:  # StopIteration among others
+                end = error
+            while running and (end is not None or len(running) > at_once):
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        if not isinstance(end, StopIteration):
+            raise end
     finally:
         pool.shutdown(cancel_futures=True)

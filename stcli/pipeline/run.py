@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,12 +17,11 @@ from stcli import __version__
 from stcli.config import Progress, RetrieveConfig, no_progress
 from stcli.errors import InputError, StcliError
 from stcli.events import Stages, tell
-from stcli.model.calibrate import calibrate
+from stcli.model.calibrate import calibrate, read_calibration
 from stcli.model.device import choose_devices, describe_device, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.placement import Placement, Spread
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
-from stcli.model.retriever import Retriever
 from stcli.model.scoring_options import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
@@ -119,7 +118,7 @@ def part_worker(job: Job) -> Callable[[int], None]:
 
     def answer(number: int) -> None:
         if not folder.has_part(number):
-            run.write_part(folder, engine, number)
+            list(run.write_parts(folder, engine, [number]))
 
     return answer
 
@@ -183,7 +182,7 @@ class Run:
         """Calibrate, answer every part that is not there yet, and publish; `memory` watches this process."""
         config = self.config
         engine = self.engine(None)
-        given = _read_calibration(config.calibration, self.model, engine.calibrated_k)
+        given = read_calibration(config.calibration, self.model, engine.calibrated_k)
         if config.bad_rows == "fail":
             self._check_filters()
         writer = ResultsWriter(self.output, self._identity(given), config.resume, config.overwrite)
@@ -252,9 +251,7 @@ class Run:
         elif len(jobs) > 1:
             yield from local_workers(part_worker, jobs, numbers, self._retried)
         else:
-            for number in numbers:
-                self.write_part(writer, engine, number)
-                yield number
+            yield from self.write_parts(writer, engine, numbers)
 
     def _retried(self) -> None:
         self.retries += 1
@@ -326,24 +323,35 @@ class Run:
         self.quarantine.take(row, bad, ids)
         self._rejected += self.quarantine.entries(before)
 
-    def write_part(self, folder: PartsFolder, engine: Engine, number: int) -> None:
-        """Answer the queries of one part and write them."""
-        config = self.config
-        start, stop = number * config.part_rows, min((number + 1) * config.part_rows, self.num_rows)
-        engine.counts = Counts()
-        self._rejected = []
-        columns = [*self.reader.columns, *config.columns]
-        batches = prefetch(self.table.batches(columns, config.batch_size or BATCH_ROWS, start, stop))
+    def write_parts(self, folder: PartsFolder, engine: Engine, numbers: Sequence[int]) -> Iterator[int]:
+        """Answer the queries of parts and write them; yields the number of each once it is written.
 
-        def answered() -> Iterator[pa.RecordBatch]:
-            for batch in engine.run(batches):
+        The batches of all of them are one stream, so that the next part is read and searched while one is finished.
+        """
+        config = self.config
+        columns = [*self.reader.columns, *config.columns]
+        most = config.batch_size or BATCH_ROWS
+        each = (self.table.batches(columns, most, *self._rows(number)) for number in numbers)
+
+        def of_part(start: int, stop: int) -> Iterator[pa.RecordBatch]:
+            for batch in answered:
                 yield batch
                 self.progress("retrieve", start + engine.counts.queries, self.num_rows, "queries")
+                if start + engine.counts.queries == stop:
+                    return
 
         def info() -> dict[str, Any]:
             return {"counts": asdict(engine.counts), "rejected": self._rejected}
 
-        folder.write_part(number, answered(), engine.schema, info)
+        with closing(engine.run(prefetch(chain.from_iterable(each)))) as answered:
+            for number in numbers:
+                engine.counts, self._rejected = Counts(), []
+                folder.write_part(number, of_part(*self._rows(number)), engine.schema, info)
+                yield number
+
+    def _rows(self, number: int) -> tuple[int, int]:
+        """The first table row of a part, and the row after its last."""
+        return number * self.config.part_rows, min((number + 1) * self.config.part_rows, self.num_rows)
 
     def _identity(self, given: Calibration | None) -> dict[str, Any]:
         options = {name: getattr(self.config, name) for name in RESULT_OPTIONS}
@@ -383,15 +391,3 @@ class Run:
             )
         writer.save_calibration(found.to_json())
         return found
-
-
-def _read_calibration(path: str | None, model: Retriever, k: int) -> Calibration | None:
-    if path is None:
-        return None
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--calibration {path}: cannot be read ({error}); expected a file written by stcli") from error
-    found = Calibration.from_json(data.get("calibration", data) if isinstance(data, dict) else {})
-    found.check(model.fingerprint, k)
-    return found

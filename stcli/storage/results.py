@@ -33,16 +33,17 @@ def part_name(number: int) -> str:
 
 
 def _list_encodings(schema: pa.Schema) -> dict[str, str]:
-    """How numbers in lists are written: 8,192 results of 100 ids and scores in 32 ms and 4.1 MB, plain 58 and 5.5."""
-    encodings = {}
-    for field in schema:
-        if pa.types.is_list(field.type):
-            path, kind = f"{field.name}.list.element", field.type.value_type
-            if pa.types.is_integer(kind):
-                encodings[path] = "DELTA_BINARY_PACKED"
-            elif pa.types.is_float32(kind) or pa.types.is_float64(kind):
-                encodings[path] = "BYTE_STREAM_SPLIT"
-    return encodings
+    """Integers in lists are written as differences: 819,200 random ids in 11 ms and 2.2 MB, plain in 28 ms and 2.7 MB.
+
+    Scores are plain. BYTE_STREAM_SPLIT would make 1.9 MB of 2.8 in equal time, but the vectorized reader of Apache
+    Spark, its default, did not know that encoding until SPARK-56894 (2026).
+    """
+    lists = [field for field in schema if pa.types.is_list(field.type)]
+    return {
+        f"{field.name}.list.element": "DELTA_BINARY_PACKED"
+        for field in lists
+        if pa.types.is_integer(field.type.value_type)
+    }
 
 
 class PartsFolder:

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -13,6 +14,7 @@ from stcli.model.retriever import Retriever
 from stcli.model.segment import Segment
 from stcli.pipeline import engine
 from stcli.pipeline.prefetch import in_turn
+from stcli.storage import atomic
 from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents, write_queries
 
 SMALL = {"batch_size": 13, "part_rows": 50, "probes": 3, "device": "cpu"}
@@ -132,6 +134,44 @@ def test_in_turn_stops_where_the_caller_does():
     going_on.set()
     results.close()
     assert len(begun) <= 3
+
+
+def test_in_turn_gives_what_was_made_before_its_items_failed():
+    def items():
+        yield from range(3)
+        raise InputError("no fourth")
+
+    results = in_turn(lambda number: number, items(), 2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="no fourth"):
+        next(results)
+
+
+def test_the_next_part_is_searched_while_one_is_finished(tiny, tmp_path, monkeypatch):
+    searched, search, sync, waits = threading.Semaphore(0), Retriever.search, atomic.sync, []
+
+    def searching(*given):
+        searched.release()
+        return search(*given)
+
+    def syncing(path):
+        if "part-00000" in path.name:  # two batches of its own, and one of the next
+            waits.append([searched.acquire(timeout=60) for _ in range(3)])
+        sync(path)
+
+    monkeypatch.setattr(Retriever, "search", searching)
+    monkeypatch.setattr(atomic, "sync", syncing)
+    stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, batch_size=30, part_rows=60, **FILTERED)
+    assert waits == [[True, True, True]]
+
+
+def test_a_bad_row_does_not_cost_the_part_before_it(tiny, tmp_path):
+    vectors = tiny.vectors.copy()
+    vectors[60] = np.nan
+    queries = write_queries(tmp_path / "bad.parquet", vectors)
+    with pytest.raises(InputError, match="row 60"):
+        stcli.retrieve(tiny.model, queries, tmp_path / "out", probes=3, batch_size=30, part_rows=60)
+    assert [path.name for path in (tmp_path / "out.partial").glob("part-*.parquet")] == ["part-00000.parquet"]
 
 
 def test_the_next_batch_is_planned_while_one_is_searched(tiny, tmp_path, monkeypatch):
