@@ -79,9 +79,7 @@ class Lines:
         if device == self.values.device or not len(self.begins):
             return self
         first, end = int(self.begins.min()), int(self.ends.max())
-        return Lines(
-            self.values[first:end].to(device), (self.begins - first).to(device), (self.ends - first).to(device)
-        )
+        return moved(Lines(self.values[first:end], self.begins - first, self.ends - first), device)
 
 
 @dataclass(frozen=True)
@@ -246,7 +244,8 @@ class Spans:
     the first and the last may hold rows of the neighbours too.
 
     Attributes:
-        words: int64 [S + 1]; the last one belongs to no pair, so that the word after those of a pair may be read.
+        words: int64 [S + 1]; the last one belongs to no pair, so that the word after those of a pair may be read. A
+            kernel that was given more room leaves what is behind them as it was.
         starts: int64 [B, P], the first word of each pair; -1 where the query has no filter, the slot is unused or the
             cluster is empty.
     """
@@ -336,4 +335,4 @@ def mapped(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
 
 def moved(value: T, device: torch.device) -> T:
     """The same with every tensor on a device; the host does not wait for copies to a GPU."""
-    return mapped(value, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda"))
+    return mapped(value, lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"))

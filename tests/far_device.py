@@ -27,6 +27,10 @@ WAITING = {
 """Operations after which the host waits for a device, since the size of their result is data."""
 
 
+SENT = "sent"
+"""In `Watch.waits`: a copy to the device that is not said to be `non_blocking`, so that the host waits for its end."""
+
+
 class HiddenCopy(AssertionError):
     """Data came to the CPU, or was made there, in the middle of an operation."""
 
@@ -80,7 +84,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         num_reads: single numbers read so far; each makes the host wait.
-        waits: names of the operations that made the host wait, those reads and copies to the host among them.
+        waits: names of the operations that made the host wait, those reads and copies either way among them.
     """
 
     current: Watch | None = None
@@ -118,6 +122,8 @@ class Watch(TorchDispatchMode):
         comes_back = far and wanted is not None and not goes_far
         if comes_back and not self.both:
             raise HiddenCopy(f"{name}: copies {_say(far[0])} to {wanted}")
+        if goes_far and near and not kwargs.get("non_blocking"):
+            self.waits.append(SENT)
         if goes_far:
             kwargs["device"] = torch.device("cpu")
         result = func(*tree_map(_here, args), **tree_map(_here, kwargs))

@@ -100,7 +100,8 @@ def measure_kernels(
     num_probes = max(len(clusters.offsets) // 64, 1)
     probes = choose_probes(queries, clusters.centroids, num_probes=num_probes, backend=backend)
     rows = torch.randint(num_items, (batch, 132), device=record.device)
-    spans = filter_probes(corpus.matrix, corpus.program, lines, probes, clusters.offsets, backend=backend)
+    spanned = corpus.matrix, corpus.program, lines, probes, clusters.offsets
+    spans = filter_probes(*spanned, backend=backend)
     probed = int((clusters.offsets[1:] - clusters.offsets[:-1])[probes].sum())
     filters = len(corpus.program.exact)
     row_bytes = corpus.matrix.own.shape[1] * 8
@@ -127,7 +128,7 @@ def measure_kernels(
             {"bytes": row_bytes * (len(corpus.matrix.own) + filters)},
         ),
         f"filter_probes {filters} filters, {num_probes} probes": (
-            lambda: filter_probes(corpus.matrix, corpus.program, lines, probes, clusters.offsets, backend=backend),
+            lambda: filter_probes(*spanned, room=len(spans.words) - 1, backend=backend),
             {"bytes": 8.0 * len(spans.words) * (1 + corpus.program.ops.numel() / filters)},
         ),
         f"choose_probes {num_probes} of {len(clusters.offsets) - 1}": (

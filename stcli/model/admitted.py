@@ -10,7 +10,7 @@ import torch
 from stcli.filters.program import FilterBatch
 from stcli.model.segment import RUN_WORDS, Segment
 from stcli.ops.count_bits import count_bits
-from stcli.types import Spans
+from stcli.types import Spans, moved
 
 SAMPLE_RUNS = 256
 """Runs of 8 words from which the items that a filter admits are estimated."""
@@ -63,7 +63,7 @@ class Admitted:
 
     def take(self, queries: torch.Tensor) -> Admitted:
         """Some of the queries, int64 [b], perhaps repeated."""
-        there, here = queries.cpu(), queries.to(self.segment.device)
+        there, here = queries.cpu(), moved(queries, self.segment.device)
         return replace(
             self,
             filters=replace(self.filters, filter_of_query=self.filters.filter_of_query[there], sent={}),
@@ -74,7 +74,7 @@ class Admitted:
     def whole(self, queries: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The words of all rows for some queries, and the line of each; made now unless they are held."""
         if self.line_of_query is not None:
-            return self.words, self.line_of_query[queries.to(self.segment.device, non_blocking=True)]
+            return self.words, self.line_of_query[moved(queries, self.segment.device)]
         filters = self.filters.only(self.filters.filter_of_query[queries.cpu()])
         made = replace(self, filters=filters, here=filters.to(self.segment.device)).everywhere()
         assert made.line_of_query is not None
@@ -95,7 +95,7 @@ class Admitted:
         """
         if self.held or not spans:
             return *self.whole(queries), None
-        filters = self.here.filter_of_query[queries.to(probes.device)]
+        filters = self.here.filter_of_query[moved(queries, probes.device)]
         # Queries without a filter see the barrier, all others are behind it already.
         whole = None if self.barrier is None else self.barrier[None]
         lines = torch.full_like(filters, -1) if whole is None else torch.where(filters < 0, 0, -1)
@@ -148,7 +148,7 @@ def estimate(admitted: Sequence[Admitted]) -> tuple[torch.Tensor, torch.Tensor]:
     # Sums of whole numbers, which no order of adding changes. A word more than was seen may always have been missed.
     sums, squares = every.sum(1), (every * every).sum(1)
     deviation = ((squares - sums.double() ** 2 / count).clamp(min=0) + 64).sqrt() * scale
-    lines = filters.to(home)
+    lines = moved(filters, home)
     none = lines < 0
     return (
         torch.where(none, unfiltered[:, None], own[:, lines.clamp(min=0)]),

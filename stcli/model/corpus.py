@@ -330,7 +330,8 @@ class Corpus(nn.Module):
             assert embeddings is not None
             place = embeddings.values.device  # the host's, where the device has no room for them
             backend = self.backend_at(place, own.device)
-            return rescore(vectors.to(place), embeddings, own.to(place), backend=backend).to(own.device)
+            scores = rescore(vectors.to(place), embeddings, own.to(place), backend=backend)
+            return moved(scores, own.device)
 
         return self.read(rows, score, -torch.inf)
 
@@ -355,7 +356,7 @@ class Corpus(nn.Module):
             place = terms.values.device
             backend = self.backend_at(place, own.device)
             eligible = verify_terms(terms, moved(program, place), own.to(place), wanted.to(place), backend=backend)
-            return eligible.to(own.device)
+            return moved(eligible, own.device)
 
         return self.read(rows, keep, False)
 
@@ -368,10 +369,10 @@ class Corpus(nn.Module):
 
         def rank(number: int, own: torch.Tensor) -> torch.Tensor:
             ranks = self.segments[number].ranks
-            ranks = ranks[own.to(ranks.device).clamp(min=0)].to(own.device)
+            ranks = moved(ranks[own.to(ranks.device).clamp(min=0)], own.device)
             if self.rank_shift is None or number == len(self.segments) - 1:
                 return ranks
-            return ranks + torch.searchsorted(self.rank_shift.to(ranks.device), ranks, right=True)
+            return ranks + torch.searchsorted(moved(self.rank_shift, ranks.device), ranks, right=True)
 
         return self.read(rows, rank, 0)
 

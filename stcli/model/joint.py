@@ -65,7 +65,7 @@ class Answer:
 
     def take(self, some: torch.Tensor) -> Answer:
         """Some of them, int64 [c] on the host, ascending."""
-        there = some.to(self.scored.rows.device)
+        there = moved(some, self.scored.rows.device)
         scored = (getattr(self.scored, name)[there] for name in _SCORED)
         return Answer(self.requests[some], Scored(*scored), *(getattr(self, name)[some] for name in _EFFORT))
 

@@ -15,7 +15,7 @@ from stcli.model.requests import Requests
 from stcli.model.scoring_options import ScoringOptions, scored_tasks
 from stcli.model.slots import near, pick
 from stcli.ops.keys import EMPTY_KEY, make_keys
-from stcli.types import PAD_ROW
+from stcli.types import PAD_ROW, moved
 
 PAIRS = 1 << 22
 """Scores held at once, candidates times tasks; 12 to 20 bytes each."""
@@ -33,7 +33,7 @@ class Batch:
         requests, here = self.requests, some if isinstance(some, slice) else some.cpu()
         values = {name: column[here] for name, column in requests.values.items()}
         models = None if requests.value_models is None else requests.value_models[here]
-        users = self.users[some if isinstance(some, slice) else some.to(self.users.device)]
+        users = self.users[some if isinstance(some, slice) else moved(some, self.users.device)]
         return Batch(replace(requests, values=values, value_models=models), users)
 
 
@@ -177,7 +177,7 @@ class Scorer:
         for number, value in enumerate(models):
             mine = torch.nonzero(chosen == number)[:, 0]
             if len(mine):
-                here = mine.to(rows.device)
+                here = moved(mine, rows.device)
                 some = None if ann is None else ann[here]
                 best[here] = self._evaluate(value, tasks[here], rows[here], some, batch.take(mine))
         return best
@@ -193,7 +193,7 @@ class Scorer:
             elif scope == "item":
                 given[name] = self.columns[column][rows.clamp(min=0)]
             elif scope == "query":
-                given[name] = batch.requests.values[column].to(rows.device)[:, None]
+                given[name] = moved(batch.requests.values[column], rows.device)[:, None]
             elif ann is not None:
                 given[name] = ann
         return value.evaluate(given, rows >= 0)

@@ -30,7 +30,7 @@ from stcli.model.search import SLOTS, Search, Tile
 from stcli.model.slots import in_order, put
 from stcli.model.tiles import filters_at_once, make_tile
 from stcli.ops.merge_lists import merge_lists
-from stcli.types import PAD_ROW
+from stcli.types import PAD_ROW, moved
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Scoring:
     def _retrieve(self, requests: Requests, filters: tuple[FilterBatch, ...]) -> Results:
         model = self.model
         count, num_tasks, dim = requests.users.shape
-        users = model.normalized(requests.users.to(model.device).reshape(-1, dim))
+        users = model.normalized(moved(requests.users, model.device).reshape(-1, dim))
         excluded = requests.excluded.to(model.device) if requests.excluded is not None else None
         tile = make_tile(model, users, filters, self.options, excluded, num_tasks)
         batch = Batch(requests, users.view(count, num_tasks, dim))
@@ -246,7 +246,7 @@ class Scoring:
     def _rank(self, requests: Requests, filters: tuple[FilterBatch, ...]) -> Results:
         assert requests.candidates is not None
         model = self.model
-        users = model.normalized(requests.users.to(model.device).flatten(0, 1)).view(requests.users.shape)
+        users = model.normalized(moved(requests.users, model.device).flatten(0, 1)).view(requests.users.shape)
         batch = Batch(requests, users)
         parts, eligible = [], torch.zeros(len(requests), dtype=torch.int64)
         lengths = requests.candidates.ends - requests.candidates.begins
@@ -255,7 +255,7 @@ class Scoring:
             which = order[some]
             rows = self._eligible(padded(requests.candidates.take(which)), which, requests, filters)
             eligible[which] = (rows >= 0).sum(1)
-            parts.append(self.scorer.score(rows.to(model.device), None, batch.take(which)))
+            parts.append(self.scorer.score(moved(rows, model.device), None, batch.take(which)))
         joined = {name: in_order([getattr(part, name) for part in parts], order) for name in SCORED}
         scored = Scored(**joined, ann=None)
         return self._results(

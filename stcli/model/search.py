@@ -93,8 +93,6 @@ class Search:
 
     - what the filters admit, before an attempt: the route of a query depends on it, and that decides which launches
       there are. Once, or twice where estimates lie near a threshold and are counted;
-    - the number of words on the probed clusters, in an attempt, where filters are evaluated on these alone: room for
-      the most that there can be is many times as much;
     - the candidates of an attempt, where exact terms that a filter needs lie on the host, as they do by default;
     - who is unfinished, at the end of an attempt, and with it what was counted, and whom the kernels could not answer;
     - the results.
@@ -209,7 +207,7 @@ class Search:
 
     def _there(self, which: torch.Tensor) -> torch.Tensor:
         """Numbers of queries, chosen on the host, on the device of the queries; the host does not wait."""
-        return which.to(self.vectors.device, non_blocking=True)
+        return moved(which, self.vectors.device)
 
     def _home(self, told: torch.Tensor) -> torch.Tensor:
         """What a segment tells of queries, on the device of the queries."""
@@ -241,8 +239,8 @@ class Search:
             return len(self.vectors)
         if route == ROWS or not spans_pay(self.options.filter_scope, num_probes, model.num_words):
             return model.filters_at_once
-        of_cluster = model.num_words // model.num_clusters + 2
-        return max(model.words_bytes // (8 * of_cluster * num_probes), LEAST_QUERIES)
+        each = max(run.segment.most_words(num_probes) for run in self.runs if run.segment.probed)
+        return max(model.words_bytes // (8 * each), LEAST_QUERIES)
 
     def _attempt(self, which: torch.Tensor, route: int, num_probes: int, k0: int, work: torch.Tensor) -> _Found:
         """Search some queries once."""

@@ -18,7 +18,7 @@ from stcli.model.planner import REACHED_SHARE
 from stcli.ops.bloom_hash import in_block
 from stcli.ops.count_bits import count_bits
 from stcli.ops.filter_match import filter_match
-from stcli.ops.filter_probes import filter_probes
+from stcli.ops.filter_probes import cluster_words, filter_probes
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
 from stcli.types import (
@@ -93,6 +93,8 @@ class Segment(nn.Module):
         self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
         self.overarch = load_overarch(manifest.get("overarch"), arrays, lambda: self.embeddings, backend)
         self._words: torch.Tensor | None = None
+        lengths = cluster_words(torch.from_numpy(arrays["cluster_offsets"]))
+        self._most_words = lengths.sort(descending=True).values.cumsum(0)
 
     def place(self, device: torch.device, placement: Placement) -> None:
         """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
@@ -220,11 +222,15 @@ class Segment(nn.Module):
         self, program: Program, filter_of_query: torch.Tensor, probes: torch.Tensor, barrier: torch.Tensor | None
     ) -> Spans:
         """Evaluate filters on the clusters that their queries probe; see `stcli.ops.filter_probes`."""
-        offsets = self.get_buffer("cluster_offsets")
-        local = self._local(program)
+        offsets, room = self.get_buffer("cluster_offsets"), len(probes) * self.most_words(probes.shape[1])
         return filter_probes(
-            self.matrix, local, filter_of_query, probes, offsets, allowed=barrier, backend=self.backend
-        )
+            self.matrix, self._local(program), filter_of_query, probes, offsets, allowed=barrier, room=room,
+            backend=self.backend,
+        )  # fmt: skip
+
+    def most_words(self, num_probes: int) -> int:
+        """Words on the clusters that a query probes, at most: those of so many of the largest clusters."""
+        return int(self._most_words[:num_probes][-1]) if num_probes else 0
 
     def match_sample(self, filters: FilterBatch, barrier: torch.Tensor | None, step: int, most: int) -> torch.Tensor:
         """Evaluate filters on one run of `RUN_WORDS` words in `step`.

@@ -60,7 +60,7 @@ class SegmentSearch:
         queries, bounds, floors = moved((queries, bounds, floors), self.segment.device)
         words, lines = self.admitted.whole(which)
         if self.admitted.held:
-            self.counted = self.counts[which].to(self.segment.device, non_blocking=True)
+            self.counted = moved(self.counts[which], self.segment.device)
         else:
             self.counted = count_lines(words, lines, self.segment.num_rows)
         return search_rows(
@@ -90,7 +90,7 @@ class SegmentSearch:
 
     def barred(self, which: torch.Tensor) -> Lines | None:
         """The rows that some queries must not get."""
-        return None if self._excluded is None else self._excluded.take(which.to(self.segment.device, non_blocking=True))
+        return None if self._excluded is None else self._excluded.take(moved(which, self.segment.device))
 
 
 def at_once(search: Callable[[SegmentSearch], Candidates], runs: Sequence[SegmentSearch]) -> list[Candidates]:

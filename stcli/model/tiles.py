@@ -13,7 +13,7 @@ from stcli.model.placement import LEAST_QUERIES
 from stcli.model.planner import LEAST_WORDS, SearchOptions
 from stcli.model.results import Results, concatenate
 from stcli.model.search import Search, Tile
-from stcli.types import Lines
+from stcli.types import Lines, moved
 
 
 def search(
@@ -58,7 +58,7 @@ def search_tile(
     excluded: Lines | None,
 ) -> Results:
     """Search the queries of one tile."""
-    users = model.normalized(vectors.to(model.device))
+    users = model.normalized(moved(vectors, model.device))
     lines = excluded.to(model.device) if excluded is not None else None
     return Search(model, make_tile(model, users, filters, options, lines), options).run()
 
@@ -99,7 +99,7 @@ def make_tile(
     if each > 1:
         own = torch.arange(len(filtered)).repeat_interleave(each)
         admitted, filtered = tuple(part.take(own) for part in admitted), filtered[own]
-        excluded = None if excluded is None else excluded.take(own.to(model.device))
+        excluded = None if excluded is None else excluded.take(moved(own, model.device))
     return Tile(vectors, admitted, filtered, excluded)
 
 

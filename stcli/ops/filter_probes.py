@@ -21,6 +21,7 @@ def filter_probes(
     offsets: torch.Tensor,
     *,
     allowed: torch.Tensor | None = None,
+    room: int | None = None,
     backend: str = "auto",
 ) -> Spans:
     """Give the words of each query's filter on the clusters that it probes, and nothing else.
@@ -34,6 +35,8 @@ def filter_probes(
         probes: int64 [B, P], each in 0 … C-1 or -1 for an unused slot.
         offsets: int64 [C + 1]; cluster c has the rows `offsets[c] … offsets[c + 1] - 1`.
         allowed: int64 [W] words, the only items that any query may get; None for all.
+        room: words of all pairs at most, see `cluster_words`. A kernel gets as many places, so that the host need not
+            wait for their number; None for no more than there are.
         backend: see `ops/dispatch.py`.
 
     Returns:
@@ -55,21 +58,30 @@ def filter_probes(
         check_range("filter_of_query", filter_of_query, len(program.op_offsets) - 1)
         check_range("probes", probes, len(offsets) - 1)
     forms = {"torch": _torch, "native": _native, "cuda": _cuda}
-    return forms[form](matrix, program, filter_of_query, probes, offsets, allowed)
+    return forms[form](matrix, program, filter_of_query, probes, offsets, allowed, room)
 
 
-def _empty_spans(
+def cluster_words(offsets: torch.Tensor) -> torch.Tensor:
+    """Words that hold the rows of each cluster, int64 [C], of offsets int64 [C + 1]; neighbours share some."""
+    return torch.where(offsets.diff() > 0, -(-offsets[1:] // 64) - offsets[:-1] // 64, 0)
+
+
+def _pairs(
     filter_of_query: torch.Tensor, probes: torch.Tensor, offsets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, Spans]:
-    """How many words each pair has, where they end among those of all, int64 [B, P] both, and zeros in their place.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How many words each pair has, where they end among those of all, and their starts as `Spans` has them.
 
-    The host waits for the number of words, since the room for the largest that it may be is many times as much.
+    Returns:
+        int64 [B, P] each.
     """
-    lengths = torch.where(offsets.diff() > 0, -(-offsets[1:] // 64) - offsets[:-1] // 64, 0)[probes.clamp(min=0)]
+    lengths = cluster_words(offsets)[probes.clamp(min=0)]
     lengths.masked_fill_((probes < 0) | (filter_of_query < 0)[:, None], 0)
     ends = lengths.flatten().cumsum(0).view_as(lengths)
-    words = lengths.new_zeros((int(ends[-1, -1]) if ends.numel() else 0) + 1)
-    return lengths, ends, Spans(words, (ends - lengths).masked_fill(lengths == 0, -1))
+    return lengths, ends, (ends - lengths).masked_fill(lengths == 0, -1)
+
+
+def _num_words(ends: torch.Tensor) -> int:
+    return int(ends[-1, -1]) if ends.numel() else 0
 
 
 _GROUP_WORDS = 1 << 24
@@ -83,8 +95,10 @@ def _torch(
     probes: torch.Tensor,
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
+    room: int | None,
 ) -> Spans:
-    lengths, _, spans = _empty_spans(filter_of_query, probes, offsets)
+    lengths, ends, starts = _pairs(filter_of_query, probes, offsets)
+    words = lengths.new_zeros(_num_words(ends) + 1)
     first_words = (offsets[:-1] // 64)[probes.clamp(min=0)]
     num_filters, group = len(program.op_offsets) - 1, max(_GROUP_WORDS // max(matrix.own.shape[1], 1), 1)
     for first in range(0, num_filters, group):
@@ -93,10 +107,10 @@ def _torch(
             whole &= allowed
         mine = ((filter_of_query >= first) & (filter_of_query < first + group)).nonzero()[:, 0]
         pairs, places = expand(first_words[mine].flatten(), lengths[mine].flatten())
-        _, targets = expand(spans.starts[mine].flatten(), lengths[mine].flatten())
+        _, targets = expand(starts[mine].flatten(), lengths[mine].flatten())
         lines = filter_of_query[mine][pairs // max(lengths.shape[1], 1)] - first
-        spans.words[targets] = whole[lines, places]
-    return spans
+        words[targets] = whole[lines, places]
+    return Spans(words, starts)
 
 
 def _slice(program: Program, first: int, end: int) -> Program:
@@ -112,6 +126,7 @@ def _native(
     probes: torch.Tensor,
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
+    room: int | None,
 ) -> Spans:
     starts, count = torch.empty(probes.shape, dtype=torch.int64), torch.empty(1, dtype=torch.int64)
     pairs = filter_of_query, len(filter_of_query), probes, probes.shape[1], offsets, len(offsets) - 1, starts
@@ -129,7 +144,9 @@ def _cuda(
     probes: torch.Tensor,
     offsets: torch.Tensor,
     allowed: torch.Tensor | None,
+    room: int | None,
 ) -> Spans:
-    _, ends, spans = _empty_spans(filter_of_query, probes, offsets)
-    launch_probes(matrix, program, allowed, filter_of_query, probes, offsets, ends, spans.words)
-    return spans
+    _, ends, starts = _pairs(filter_of_query, probes, offsets)
+    words = ends.new_empty((_num_words(ends) if room is None else room) + 1)
+    launch_probes(matrix, program, allowed, filter_of_query, probes, offsets, ends, words)
+    return Spans(words, starts)

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stcli.errors import TensorError
-from stcli.ops.filter_probes import filter_probes
+from stcli.ops.filter_probes import cluster_words, filter_probes
 from tests.ops.filter_cases import probed_case
 
 
-def check(found, given, allowed, words):
+def check(found, given, allowed, words, room=None):
     _, _, filter_of_query, probes, offsets = given
     if allowed is not None:
         words = words & allowed
@@ -27,7 +27,7 @@ def check(found, given, allowed, words):
             span = words[number, begin // 64 : -(-end // 64)]
             assert torch.equal(found.words[start : start + len(span)], span)
             used += len(span)
-    assert len(found.words) == used + 1
+    assert len(found.words) == (used if room is None else room) + 1
 
 
 @pytest.mark.parametrize("num_items", [1, 64, 130, 4097, 8300])
@@ -35,6 +35,23 @@ def check(found, given, allowed, words):
 def test_equals_the_words_of_whole_filters(form, num_items, with_allowed):
     given, allowed, words = probed_case(num_items, num_items, 7, with_allowed=with_allowed)
     check(filter_probes(*given, allowed=allowed, backend=form), given, allowed, words)
+
+
+@pytest.mark.parametrize("num_items", [1, 130, 8300])
+def test_room_for_the_largest_clusters_is_enough(form, num_items):
+    given, allowed, words = probed_case(num_items, num_items, 7)
+    *_, probes, offsets = given
+    room = int(cluster_words(offsets).sort(descending=True).values[: probes.shape[1]].sum()) * len(probes)
+    found = filter_probes(*given, room=room, backend=form)
+    check(found, given, allowed, words, room if form == "cuda" else None)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=8))
+def test_cluster_words_hold_every_row(sizes):
+    offsets = torch.tensor([0, *sizes]).cumsum(0)
+    spans = zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
+    assert cluster_words(offsets).tolist() == [len({row // 64 for row in range(*span)}) for span in spans]
 
 
 def test_one_cluster_over_several_blocks(form):
@@ -47,7 +64,7 @@ def test_nothing_asked(form, queries, probes):
     given, _, _ = probed_case(1, 100, 3, num_queries=queries, num_probes=probes)
     found = filter_probes(*given, backend=form)
     assert found.starts.shape == (queries, probes)
-    assert found.words.tolist() == [0]
+    assert len(found.words) == 1
 
 
 @settings(max_examples=30, deadline=None)

@@ -48,6 +48,15 @@ def calls():
             torch.tensor([[0, 1], [1, 0], [1, -1]]),
             torch.tensor([0, 2000, 5000]),
         ),
+        "filter_probes_room": call(
+            filter_probes,
+            matrix,
+            program,
+            torch.tensor([0]),
+            torch.tensor([[0, 1]]),
+            torch.tensor([0, 2000, 5000]),
+            room=100,
+        ),
         "choose_probes": call(choose_probes, case.queries, centroids, num_probes=3),
         "choose_probes_reaching": call(
             choose_probes, case.queries, centroids, num_probes=3, reaches=centroids.scales * 0.1
