@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from stcli.ops import native
+from stcli.ops import cuda, native
 from stcli.ops.checks import Shapes, check_range
 from stcli.ops.dispatch import resolve
 from stcli.ops.keys import EMPTY_KEY, make_keys
+from stcli.ops.scan_cuda import threads_for
 from stcli.types import PAD_ROW, Candidates
+
+MOST_SLOTS = 65_535
+"""Of a line, for the kernel."""
 
 
 def take_best(
@@ -35,8 +39,14 @@ def take_best(
     shapes.check("ranks", ranks, torch.int64, "N")
     if rows.device.type == "cpu":  # elsewhere the host would wait, between a batch's operations
         check_range("rows", rows, len(ranks))
-    form = _native if resolve(backend, rows) == "native" else _torch
-    return form(rows, scores, ranks, k)
+    fits = rows.shape[1] <= MOST_SLOTS and shared_bytes(rows.shape[1]) <= cuda.most_shared_bytes(rows.device)
+    forms = {"torch": _torch, "native": _native, "cuda": _cuda}
+    return forms[resolve(backend, rows, kernel=fits)](rows, scores, ranks, k)
+
+
+def shared_bytes(num_slots: int) -> int:
+    """Dynamic shared memory of a block of the kernel."""
+    return 16 * threads_for(num_slots) + 10 * num_slots
 
 
 def _torch(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int) -> Candidates:
@@ -58,4 +68,25 @@ def _torch(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int
 def _native(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int) -> Candidates:
     best = Candidates(torch.empty(len(rows), k, dtype=torch.int64), torch.empty(len(rows), k))
     native.call("stcli_take_best", rows, scores, ranks, *rows.shape, k, native.num_threads(), best.rows, best.scores)
+    return best
+
+
+def _cuda(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int) -> Candidates:
+    num_queries, num_slots = rows.shape
+    best = Candidates(rows.new_empty(num_queries, k), scores.new_empty(num_queries, k))
+    cuda.launch(
+        "take_best.cu",
+        "take_best",
+        num_queries,
+        threads_for(num_slots),
+        rows.contiguous(),
+        scores.contiguous(),
+        ranks.contiguous(),
+        num_slots,
+        k,
+        torch.empty_like(rows, memory_format=torch.contiguous_format),
+        best.rows,
+        best.scores,
+        shared_bytes=shared_bytes(num_slots),
+    )
     return best

@@ -73,7 +73,7 @@ def test_with_the_kernels(report, monkeypatch):
     launched = {row["name"].rpartition(" ")[2] for row in rows}
     assert launched == {
         "filter_leaves", "filter_match", "filter_probes", "rescore", "score_dp4a", "score_mma_narrow",
-        "score_mma_narrow_bounds", "select_keys", "sort_keys", "verify_terms",
+        "score_mma_narrow_bounds", "select_keys", "sort_keys", "take_best", "verify_terms",
     }  # fmt: skip
     assert all(0 < row["share"] <= 1 for row in rows)
     selection = [row for row in data["rows"] if row["stage"] == "selection"]

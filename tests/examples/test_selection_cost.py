@@ -43,7 +43,7 @@ def test_no_more_keys_are_gathered_than_it_says():
 @pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
 @pytest.mark.parametrize("k", [100, 1300])
 def test_a_selection_and_a_sort_read_their_keys_three_times(k):
-    text = (KERNELS / "select_keys.cu").read_text(encoding="utf-8")
+    text = cuda.flat_source(KERNELS / "select_keys.cu")
     counter = 'extern "C" __attribute__((visibility("default"))) long long num_loads;\nlong long num_loads;\n'
     text = counter + text.replace("some[i] = keys[", "some[i] = (++num_loads, keys)[")
     loads = ctypes.c_longlong.in_dll(load(text), "num_loads")

@@ -132,6 +132,20 @@ def sort(keys, counts, k: int, threads: int = 64, seed: int = 0) -> Candidates:
     return Candidates(rows, scores)
 
 
+def take_best(rows, scores, ranks, k: int, threads: int = 64, seed: int = 0) -> Candidates:
+    best = Candidates(torch.empty(len(rows), k, dtype=torch.int64), torch.empty(len(rows), k))
+    run_kernel(
+        "take_best",
+        "take_best",
+        grid=(len(rows),),
+        block=(threads,),
+        shared=16 * threads + 10 * rows.shape[1],
+        seed=seed,
+        args=[rows, scores, ranks, rows.shape[1], k, torch.empty_like(rows), best.rows, best.scores],
+    )
+    return best
+
+
 def search(
     case: Case, form: Form, rounds, capacity: int, tile_rows: int, seed: int, row_step: int = 1
 ) -> tuple[Candidates, int]:

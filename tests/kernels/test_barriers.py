@@ -8,10 +8,12 @@ import signal
 import pytest
 import torch
 
+from stcli.ops import cuda
 from stcli.ops.keys import EMPTY_KEY, split_keys
 from tests.emulation.emulate import COMPILER, KERNELS, WHY_MISSING, load, run
 from tests.kernels import launches, test_score
 from tests.kernels.test_select_keys import some_keys
+from tests.kernels.test_take_best import expect, some_candidates
 from tests.ops.search_cases import expected, named_case
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
@@ -19,9 +21,14 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
 BARRIER = "__syncthreads();"
 
 
+def text_of(file: str) -> str:
+    """A kernel with its headers, as it is compiled at run time."""
+    return cuda.flat_source(KERNELS / f"{file}.cu")
+
+
 def without(monkeypatch, file: str, number: int) -> None:
     """From now on `file` runs without its barrier `number`."""
-    parts = (KERNELS / f"{file}.cu").read_text(encoding="utf-8").split(BARRIER)
+    parts = text_of(file).split(BARRIER)
     text = BARRIER.join(parts[: number + 1]) + BARRIER.join(["", *parts[number + 1 :]]).removeprefix(BARRIER)
     assert text.count(BARRIER) == len(parts) - 2
     load(text)  # here, so that no child is stopped while it compiles
@@ -63,6 +70,14 @@ def select_and_sort(seed: int) -> bool:
     return torch.equal(found.rows, split_keys(best[:, :400]).rows)
 
 
+def order(seed: int) -> bool:
+    """Whether 1,500 candidates, some with many others of their score, come in order."""
+    rows, scores, ranks = some_candidates(seed, 1500, "few_scores")
+    found = launches.take_best(rows, scores, ranks, 1500, seed=seed)
+    lines = zip(rows.tolist(), scores.tolist(), strict=True)
+    return found.rows.tolist() == [expect(*line, ranks, 1500)[0] for line in lines]
+
+
 def is_right(question, *arguments) -> bool:
     """The answer of a process of its own: a broken kernel may write anywhere, or never end."""
 
@@ -78,14 +93,20 @@ def is_right(question, *arguments) -> bool:
 
 
 def test_with_all_of_them_it_is_right():
-    assert all(is_right(select_and_sort, seed) for seed in range(3))
+    assert all(is_right(question, seed) for question in (select_and_sort, order) for seed in range(3))
     assert is_right(search, "mma_narrow", 0)
 
 
-@pytest.mark.parametrize("number", range((KERNELS / "select_keys.cu").read_text(encoding="utf-8").count(BARRIER)))
+@pytest.mark.parametrize("number", range(text_of("select_keys").count(BARRIER)))
 def test_each_barrier_of_the_selection(monkeypatch, number):
     without(monkeypatch, "select_keys", number)
     assert not all(is_right(select_and_sort, seed) for seed in range(3))
+
+
+@pytest.mark.parametrize("number", range(text_of("take_best").count(BARRIER)))
+def test_each_barrier_of_the_last_order(monkeypatch, number):
+    without(monkeypatch, "take_best", number)
+    assert not all(is_right(order, seed) for seed in range(3))
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ CEILINGS = {
     "score_mma_narrow_bounds": 96,
     "select_keys": 32,
     "sort_keys": 32,
+    "take_best": 40,
     "verify_terms": 40,
 }
 """Registers of a thread: at 256 threads a block, 128 let two blocks run on a multiprocessor, 80 three, 64 four; at

@@ -26,6 +26,7 @@ TESTS = [
     "test_rescore.py::test_equals_the_loop",
     "test_verify_terms.py",
     "test_select_keys.py::test_the_best_stay[100-random]",
+    "test_take_best.py",
     *(
         f"test_score.py::test_equals_the_loop[{case}-{form}]"
         for case in ("all_at_once", "odd_width", "one_item")

@@ -15,6 +15,7 @@ HAVE_KERNELS = (
     "rescore",
     "search_clusters",
     "search_rows",
+    "take_best",
     "verify_terms",
 )
 """For the other operations `cuda` is torch on the GPU, so that its test would be that of torch once more."""

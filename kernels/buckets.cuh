@@ -1,0 +1,169 @@
+// Keys of one line in buckets of equal width, to select or to sort them; for a whole block of 32 ... 1,024 threads, a
+// power of two. The best keys are in bucket 0, and there are four buckets a thread.
+#pragma once
+
+#include "keys.cuh"
+#include "types.cuh"
+
+constexpr u32 LOADS = 4;  // keys of a thread on their way from memory at once
+constexpr u32 BUCKETS_A_THREAD = 4;
+constexpr u32 LARGE_BUCKET = 256;  // keys, from which on a look at all others costs as much as to sort them
+constexpr u32 MOST_LARGE_BUCKETS = 65536 / LARGE_BUCKET;
+
+// Calls `see` with each key and its place; a thread has the same places whenever it is called.
+template <class See>
+__device__ __forceinline__ void for_each(const i64* keys, u32 count, See see) {
+  for (u32 first = threadIdx.x; first < count; first += LOADS * blockDim.x) {
+    i64 some[LOADS];
+#pragma unroll
+    for (u32 i = 0; i < LOADS; ++i) some[i] = keys[min(first + i * blockDim.x, count - 1)];
+#pragma unroll
+    for (u32 i = 0; i < LOADS; ++i) {
+      if (first + i * blockDim.x < count) see(some[i], first + i * blockDim.x);
+    }
+  }
+}
+
+// Some keys between two, cut into as many buckets of equal width as fit; the best keys are in bucket 0.
+struct Span {
+  i64 low, high;
+  u32 shift;
+
+  __device__ __forceinline__ void cut() {
+    const u64 width = static_cast<u64>(high) - static_cast<u64>(low);
+    const i32 bits = 64 - __clzll(static_cast<i64>(width)), own = 31 - __clz(static_cast<i32>(num_buckets()));
+    shift = static_cast<u32>(max(bits - own, 0));
+  }
+  __device__ static __forceinline__ u32 num_buckets() { return BUCKETS_A_THREAD * blockDim.x; }
+  __device__ __forceinline__ bool holds(i64 key) const { return low <= key && key <= high; }
+  __device__ __forceinline__ u32 bucket_of(i64 key) const {
+    return static_cast<u32>((static_cast<u64>(high) - static_cast<u64>(key)) >> shift);
+  }
+  // Becomes one of its buckets.
+  __device__ __forceinline__ void narrow(u32 bucket) {
+    const u64 near = static_cast<u64>(bucket) << shift, far = near + ((u64{1} << shift) - 1);
+    const u64 width = static_cast<u64>(high) - static_cast<u64>(low);
+    low = static_cast<i64>(static_cast<u64>(high) - min(far, width));
+    high = static_cast<i64>(static_cast<u64>(high) - near);
+  }
+};
+
+// From the smallest to the largest key; of SOME_EMPTY keys the empty ones are outside.
+template <bool SOME_EMPTY = false>
+__device__ Span span_of(const i64* keys, u32 count) {
+  static __shared__ i64 lows[32], highs[32];
+  i64 low = NO_KEY, high = EMPTY_KEY;
+  for_each(keys, count, [&](i64 key, u32) {
+    low = min(low, SOME_EMPTY && key == EMPTY_KEY ? NO_KEY : key);
+    high = max(high, key);
+  });
+  for (i32 by = 16; by; by /= 2) {
+    low = min(low, __shfl_xor_sync(~0u, low, by));
+    high = max(high, __shfl_xor_sync(~0u, high, by));
+  }
+  if (threadIdx.x % 32 == 0) {
+    lows[threadIdx.x / 32] = low;
+    highs[threadIdx.x / 32] = high;
+  }
+  __syncthreads();
+  for (u32 warp = 0; warp < blockDim.x / 32; ++warp) {
+    low = min(low, lows[warp]);
+    high = max(high, highs[warp]);
+  }
+  return {low, high, 0};
+}
+
+// Sets buckets[i] to the number of keys that lie in the buckets before i.
+__device__ void count_before(const i64* keys, u32 count, const Span& span, u32* buckets) {
+  static __shared__ u32 of_warps[32];
+  for (u32 i = threadIdx.x; i < Span::num_buckets(); i += blockDim.x) buckets[i] = 0;
+  __syncthreads();
+  for_each(keys, count, [&](i64 key, u32) {
+    if (span.holds(key)) atomicAdd(buckets + span.bucket_of(key), 1u);
+  });
+  __syncthreads();
+  u32* mine = buckets + BUCKETS_A_THREAD * threadIdx.x;
+  u32 own = 0;
+  for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) own += mine[i];
+  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  u32 before = own;
+  for (u32 by = 1; by < 32; by *= 2) {
+    const u32 other = __shfl_up_sync(~0u, before, by);
+    if (lane >= by) before += other;
+  }
+  if (lane == 31) of_warps[warp] = before;
+  __syncthreads();
+  before -= own;
+  for (u32 i = 0; i < warp; ++i) before += of_warps[i];
+  for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) {
+    own = mine[i];
+    mine[i] = before;
+    before += own;
+  }
+  __syncthreads();
+}
+
+// Sorts keys in shared memory, largest first, and their slots with them: a network for a power of two of them, of which
+// those beyond `count` would be smaller than all others and so never move.
+template <bool WITH_SLOTS>
+__device__ void sort_large(i64* keys, u16* slots, u32 count) {
+  for (u32 run = 2; run / 2 < count; run *= 2) {
+    for (u32 by = run / 2; by; by /= 2) {
+      for (u32 pair = threadIdx.x; pair / by * by < count; pair += blockDim.x) {
+        const u32 i = pair / by * 2 * by + pair % by, other = by == run / 2 ? i ^ (run - 1) : i + by;
+        if (other >= count || keys[i] >= keys[other]) continue;
+        const i64 larger = keys[other];
+        keys[other] = keys[i];
+        keys[i] = larger;
+        if constexpr (WITH_SLOTS) {
+          const u16 slot = slots[other];
+          slots[other] = slots[i];
+          slots[i] = slot;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// Calls `see` with the place of each key in descending order, the key, and, WITH_SLOTS, its place in the line given,
+// which may then have empty keys that are passed over; gives their number. `keys` and `slots` have room for all in
+// shared memory, `ends` for the buckets. The keys are read three times; the place of one is found by a look at the
+// others of its bucket, or, where these are many, by the network.
+template <bool WITH_SLOTS, class See>
+__device__ u32 sort_line(const i64* given, u32 count, i64* keys, u32* ends, u16* slots, See see) {
+  static __shared__ u16 large[MOST_LARGE_BUCKETS];
+  static __shared__ u32 num_large;
+  if (threadIdx.x == 0) num_large = 0;
+  Span span = span_of<WITH_SLOTS>(given, count);
+  span.cut();
+  count_before(given, count, span, ends);
+  for_each(given, count, [&](i64 key, u32 slot) {
+    if (WITH_SLOTS && !span.holds(key)) return;
+    const u32 place = atomicAdd(ends + span.bucket_of(key), 1u);
+    keys[place] = key;
+    if constexpr (WITH_SLOTS) slots[place] = static_cast<u16>(slot);
+  });
+  __syncthreads();
+  const auto begin_of = [&](u32 bucket) { return bucket ? ends[bucket - 1] : 0; };
+  for (u32 bucket = threadIdx.x; bucket < Span::num_buckets(); bucket += blockDim.x) {
+    if (ends[bucket] - begin_of(bucket) > LARGE_BUCKET) large[atomicAdd(&num_large, 1u)] = static_cast<u16>(bucket);
+  }
+  __syncthreads();
+  for (u32 i = 0; i < num_large; ++i) {
+    const u32 begin = begin_of(large[i]);
+    sort_large<WITH_SLOTS>(keys + begin, slots + begin, ends[large[i]] - begin);
+  }
+  const u32 num_keys = ends[Span::num_buckets() - 1];
+  for (u32 i = threadIdx.x; i < num_keys; i += blockDim.x) {
+    const i64 key = keys[i];
+    const u32 bucket = span.bucket_of(key), begin = begin_of(bucket), end = ends[bucket];
+    u32 place = i;
+    if (end - begin <= LARGE_BUCKET) {
+      place = begin;
+      for (u32 other = begin; other < end; ++other) place += keys[other] > key;
+    }
+    see(place, key, WITH_SLOTS ? slots[i] : 0u);
+  }
+  return num_keys;
+}
