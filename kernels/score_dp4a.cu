@@ -13,8 +13,8 @@
 //   map  one block a tile, one warp a query. A warp lists the rows that it wants of the next 1,024 by their filter
 //        bits, then each lane takes one row of the list after the other
 //   shared  8 * Dp + 16,384 bytes
-//   limits  Dp % 32 == 0, codes aligned to 16 bytes; a query comes once in a tile; 1 <= row_step < 2^32, with spans 1;
-//        64-bit row arithmetic
+//   limits  Dp % 32 == 0, codes aligned to 16 bytes; a query comes once in a tile; 1 <= row_step < 2^32; 64-bit row
+//        arithmetic
 //   cost for each query 1 bit a row of the tile, and Dp + 4 bytes (12 more with bounds) and Dp / 4 operations for each
 //        row that its filter admits: nothing is shared between queries but the caches
 #include "score.cuh"

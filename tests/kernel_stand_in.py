@@ -63,7 +63,6 @@ class StandIn:
             if first == end or row == last_row:
                 continue
             assert 0 <= row < last_row <= len(scales)
-            assert row_step == 1 or span_words is None
             for pair in range(first, end):
                 query = pair if queries is None else int(queries[pair])
                 if int(thresholds[query]) == MOST_KEY:

@@ -13,6 +13,7 @@ from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_requests import search_requests
 from stcli.ops.search_rows import search_rows
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import Embeddings, Quantized, moved
 from tests.ops import filter_cases, search_cases
@@ -144,6 +145,14 @@ def test_rescore(dtype, dim):
     rows = torch.arange(70 * 300).reshape(70, 300) % 601 - 1
     exponents = (torch.arange(600) % 100 - 50).to(torch.int8)
     equal_on_gpu(rescore, normal(70, dim), Embeddings(normal(600, dim, seed=2).to(dtype), exponents), rows)
+
+
+@pytest.mark.parametrize(("slots", "k"), [(1, 1), (132, 100), (1300, 2000), (13_000, 10_000), (20_000, 10_000)])
+def test_take_best(slots, k):
+    rows = torch.arange(slots) * 7919 % 40_009 + torch.arange(30)[:, None]
+    rows[:, ::5] = -1
+    scores = (torch.arange(30 * slots) * 31 % 1009).view(30, slots).float() - 500
+    equal_on_gpu(take_best, rows, scores, (torch.arange(50_000) * 7919) % 50_021, k=k)
 
 
 def test_kernels_take_their_turn_on_torchs_stream():

@@ -22,6 +22,7 @@ from stcli.ops.quantize_rows import quantize_rows
 from stcli.ops.rescore import rescore
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
+from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import TermProgram
 
@@ -118,6 +119,17 @@ def measure_kernels(
             scanned(count * num_items),
         )
 
+    ranks = torch.randperm(num_items, device=record.device)
+
+    def last_order(k: int) -> tuple[Callable[[], Any], dict[str, float]]:
+        count, k0 = batch_for(k, batch), min(default_candidates(k), num_items)
+        places = torch.arange(k0, device=record.device) * 104_729 + torch.arange(count, device=record.device)[:, None]
+        rows, scores = places % num_items, torch.randn(count, k0, device=record.device)
+        return (
+            lambda: take_best(rows, scores, ranks, k=k, backend=backend),
+            {"bytes": count * (52.0 * k0 + 12 * k)},
+        )
+
     works: dict[str, tuple[Callable[[], Any], dict[str, float]]] = {
         f"quantize_rows {batch} queries": (
             lambda: quantize_rows(corpus.queries[:batch], backend=backend),
@@ -156,6 +168,7 @@ def measure_kernels(
             lambda: rescore(corpus.queries[:batch], corpus.embeddings, rows, backend=backend),
             {"bytes": batch * 132.0 * dim * 2},
         ),
+        **{f"take_best, k={k}": last_order(k) for k in ks},
         "verify_terms 132 candidates": (
             lambda: verify_terms(corpus.terms, terms, rows, lines, backend=backend),
             {"bytes": batch * 132.0 * TERMS_AN_ITEM * 4},
@@ -177,7 +190,8 @@ def measure_kernels(
                 measure_launches(record, name, work, cost, ceilings)
     if cuda.runs_on(record.device):
         for k in ks:
-            expected = selection_cost.shares(num_items, batch_for(k, batch), min(default_candidates(k), num_items), dim)
+            k0 = min(default_candidates(k), num_items)
+            expected = selection_cost.shares(num_items, batch_for(k, batch), k, k0, dim)
             record.add("selection", f"by arithmetic: search_rows, no filter, k={k}", **expected)
 
 

@@ -2,15 +2,19 @@
 
     python examples/gpu_bench/selection_cost.py
 
-prints the shares for an exact search of 10 M rows of 128 dimensions. Each launch takes the longest of what it needs:
-memory, second-level cache, the multiprocessors' instructions and shared memory, or one block from begin to end.
-Rates are those of an H100 or H200 by their data sheets, and the score kernel is taken to reach 600 of their 1,979 int8
-TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. Scores are normal; the bytes and
-keys counted hold for any others without ties.
+prints the shares for 10 M rows of 128 dimensions, all of them searched or those of some of 4,096 clusters. Each launch
+takes the longest of what it needs: memory, second-level cache, the multiprocessors' instructions and shared memory, or
+one block from begin to end. Rates are those of an H100 or H200 by their data sheets, and the score kernel is taken to
+reach 600 of their 1,979 int8 TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. The
+narrow form is taken to reach half of that, and the one that lists rows to wait for the cache. Scores are normal; the
+bytes and keys counted hold for any others without ties. A batch is scoring, selecting, sorting, re-scoring of the
+candidates and their last order; filters and choosing probes come on top of it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import torch  # noqa: E402
 
 from stcli.ops.keys import make_keys  # noqa: E402
-from stcli.ops.rounds import STEP, levels  # noqa: E402
+from stcli.ops.rounds import LISTED, NARROW, STEP, WIDE, WIDE_QUERIES, levels  # noqa: E402
 from stcli.ops.scan_cuda import REDOS, most_kept, threads_for  # noqa: E402
 
 INT8_OPS, MEMORY, CACHE = 600e12, 4e12, 5.5e12
@@ -112,31 +116,76 @@ def gathered(num_rows: int, k0: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def shares(num_rows: int, batch: int, k0: int, dim: int = 128) -> dict[str, float]:
-    """Milliseconds of scoring, selecting and sorting, and the share of the last two; nothing is scored again."""
-    steps = gathered(num_rows, k0)
-    scored = REDOS * LAUNCH + sum(
-        LAUNCH + max(2 * batch * rows * dim / INT8_OPS, (rows * (dim + 4) + 8 * batch * keys) / MEMORY)
-        for rows, keys, _ in steps
+def order(num_slots: int, k: int) -> Block:
+    """The last order of the candidates, in kernels/take_best.cu."""
+    threads = threads_for(num_slots)
+    buckets, pairs = (
+        BUCKETS_A_THREAD * threads,
+        pairs_in_buckets(100 * num_slots, num_slots, BUCKETS_A_THREAD * threads),
     )
+    return Block(
+        threads,
+        memory=(8 + 4 + 32 + 8) * num_slots + 12 * k,
+        cache=24 * num_slots + 8 * k,
+        instructions=(COUNT + LOOK + COUNT + MOVE) * num_slots + COMPARE * pairs + 10 * buckets,
+        shared=CONFLICTS * (4 + 12 + 10) * num_slots + 2 * 8 * pairs / 32 * CONFLICTS + 16 * buckets,
+        clocks=4 * LATENCY * (-(-num_slots // (LOADS * threads)) + 2) + 30 * pairs / threads,
+    )
+
+
+def score_all(batch: int, rows: int, keys: int, dim: int) -> float:
+    """Seconds of a launch over some rows for every query, each of which keeps so many keys."""
+    return LAUNCH + max(2 * batch * rows * dim / INT8_OPS, (rows * (dim + 4) + 8 * batch * keys) / MEMORY)
+
+
+def score_clusters(batch: int, num_clusters: int, num_probes: int, rows: float, keys: int, dim: int) -> float:
+    """The same for so many rows of each of the clusters that a query probes, as `work_over_probes` cuts tiles."""
+    pairs = batch * num_probes
+    form = LISTED if pairs < 4 * num_clusters else NARROW if pairs < WIDE_QUERIES * num_clusters else WIDE
+    seen = num_clusters * (1 - (1 - 1 / num_clusters) ** pairs)  # clusters that anybody probes
+    tiles = pairs if form is LISTED else max(seen, pairs / form.tile_queries + seen / 2)
+    rate = {LISTED: math.inf, NARROW: INT8_OPS / 2, WIDE: INT8_OPS}[form]
+    multiplied = 2 * tiles * form.tile_queries * rows * dim / rate
+    read = max(tiles * rows * (dim + 4) / CACHE, (seen * rows * (dim + 4) + 8 * batch * keys) / MEMORY)
+    return LAUNCH + max(multiplied, read)
+
+
+def shares(
+    num_rows: int, batch: int, k: int, k0: int, dim: int = 128, num_clusters: int = 1, num_probes: int = 0
+) -> dict[str, float]:
+    """Milliseconds of the parts of a batch, and the share of selecting and ordering; nothing is scored again.
+
+    Without `num_probes` all rows are searched.
+    """
+    looked_at = num_rows * num_probes // num_clusters or num_rows
+    steps = gathered(looked_at, k0)
+    scored = REDOS * LAUNCH
+    for rows, keys, _ in steps:
+        if num_probes:
+            scored += score_clusters(batch, num_clusters, num_probes, rows / num_probes, keys, dim)
+        else:
+            scored += score_all(batch, rows, keys, dim)
     # The first keys have both signs, hence most exponents, and so one count seldom tells enough.
     blocks = [select(keys, wanted, 1 if number else 2) for number, (_, keys, wanted) in enumerate(steps)]
-    selected = REDOS * LAUNCH + sum(block.seconds(batch) for block in blocks)
-    ordered = sort(num_rows, k0).seconds(batch)
-    return {
-        "score_ms": 1e3 * scored,
-        "select_ms": 1e3 * selected,
-        "sort_ms": 1e3 * ordered,
-        "share": (selected + ordered) / (scored + selected + ordered),
+    parts = {
+        "score": scored,
+        "select": REDOS * LAUNCH + sum(block.seconds(batch) for block in blocks),
+        "sort": sort(looked_at, k0).seconds(batch),
+        "rescore": LAUNCH + batch * k0 * (2 * dim + 12) / MEMORY,
+        "order": order(k0, k).seconds(batch),
     }
+    share = (parts["select"] + parts["sort"] + parts["order"]) / sum(parts.values())
+    return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {"share": share}
 
 
 def main() -> None:
     """Print the table."""
-    for k, k0 in ((100, 132), (1_000, 1_300), (10_000, 13_000)):
-        print(f"k={k}, k0={k0}: rows, keys gathered and wanted at each level:", *gathered(10_000_000, k0))
+    for (k, k0), probes in itertools.product(((100, 132), (1_000, 1_300), (10_000, 13_000)), (0, 64, 256)):
+        steps = gathered(10_000_000 * probes // 4096 or 10_000_000, k0)
+        where = f"{probes} of 4,096 clusters" if probes else "all rows"
+        print(f"k={k}, k0={k0}, {where}; rows, keys gathered and wanted at each level:", *steps)
         for batch in (16, 64, 256, 1024, 4096):
-            cost = shares(10_000_000, batch, k0)
+            cost = shares(10_000_000, batch, k, k0, num_clusters=4096, num_probes=probes)
             print(f"  B={batch:<5}", "  ".join(f"{name} {value:.3f}" for name, value in cost.items()))
 
 

@@ -1,7 +1,7 @@
 """The rounds of a search on a GPU: which queries meet which rows in which launch, made without waiting for the device.
 
-A search of all rows looks at a small sample of them first, then at a larger one, then at all: the samples tell above
-which score a row is likely to be wanted. A search of clusters begins with the nearest ones, whose rows are the best.
+A search looks at a small sample of its rows first, then at a larger one, then at all: the samples tell above which
+score a row is likely to be wanted.
 
 Whatever depends on data (which clusters are probed, which filters are selective) stays on the device: a table of tiles
 has as many lines as there can be, and those that are not needed are empty.
@@ -9,9 +9,7 @@ has as many lines as there can be, and those that are not needed are empty.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,17 +112,6 @@ class Work:
     row_step: int = 1
 
 
-def bounds_of_rounds(first: int, end: int, growth: int) -> list[int]:
-    """`0, first, …, end`: each round after the first has at most `growth` times what all before it had.
-
-    Example: bounds_of_rounds(10, 200, 3) is [0, 10, 40, 160, 200].
-    """
-    bounds = [0, min(first, end)]
-    while bounds[-1] < end:
-        bounds.append(min(bounds[-1] * (1 + growth), end))
-    return bounds
-
-
 def rank_in_sample(k: int) -> int:
     """Which key of a sample of every `STEP`-th row is hardly ever above the k-th best key of all rows.
 
@@ -144,7 +131,7 @@ class Level:
 
 
 def levels(num_rows: int, k0: int) -> list[Level]:
-    """What an exact search looks at, small samples first: each gives the threshold of the next.
+    """What a search of so many rows looks at, small samples first: each gives the threshold of the next.
 
     A sample is left out where its threshold would let half of the rows pass, and where there are few rows.
 
@@ -227,56 +214,46 @@ def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     return each.flatten(0, 1).contiguous()
 
 
-def rounds_over_probes(
+def work_over_probes(
     probes: torch.Tensor,
     offsets: torch.Tensor,
-    num_rows: int,
-    capacity: int,
-    growth: int,
+    row_step: int,
     fit: Fit,
     starts: torch.Tensor | None = None,
-) -> Iterator[list[Work]]:
-    """The rows of the probed clusters, nearest clusters first.
+) -> list[Work]:
+    """Tiles of the queries that probe the same cluster, times those of its rows that `row_step` divides.
 
     Args:
-        probes: int64 [B, P], best first; -1 in unused slots.
+        probes: int64 [B, P]; -1 in unused slots.
         offsets: int64 [C + 1].
-        num_rows: N.
-        capacity: rows of the first round, about.
-        growth: see `bounds_of_rounds`.
+        row_step: at least 1.
         fit: which kernels the device can run.
         starts: int64 [B, P], of `Spans`, or None.
     """
-    num_slots, num_clusters = probes.shape[1], len(offsets) - 1
-    if not num_slots or not num_clusters or not len(probes):
-        return
-    mean = max(num_rows // num_clusters, 1)
-    bounds = bounds_of_rounds(max(capacity // (4 * mean), 1), num_slots, growth)
-    for begin, end in itertools.pairwise(bounds):
-        yield [_cluster_work(probes[:, begin:end], offsets, fit, None if starts is None else starts[:, begin:end])]
-
-
-def _cluster_work(probes: torch.Tensor, offsets: torch.Tensor, fit: Fit, spans: torch.Tensor | None) -> Work:
-    """Tiles of the queries that probe the same cluster, times its rows."""
     num_clusters, num_pairs = len(offsets) - 1, probes.numel()
+    if not num_clusters or not num_pairs:
+        return []
     each = num_pairs / num_clusters
     form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
     clusters = torch.where(probes < 0, num_clusters, probes).flatten()
     order = torch.sort(clusters, stable=True).indices
     lines = None
-    if spans is not None:
-        own = spans.flatten()[order]
+    if starts is not None:
+        own = starts.flatten()[order]
         lines = torch.where(own < 0, NO_SPAN, own - offsets[clusters[order]] // 64)
     counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=probes.device)
     counts.index_add_(0, clusters, torch.ones_like(clusters))
-    starts = counts.cumsum(0) - counts
+    begins = counts.cumsum(0) - counts
     tiles = (counts[:-1] + form.tile_queries - 1) // form.tile_queries
     ends = tiles.cumsum(0)
     most = num_pairs // form.tile_queries + min(num_clusters, num_pairs)
     number = torch.arange(most, device=probes.device)
     cluster = torch.searchsorted(ends, number, right=True)
     used, cluster = cluster < num_clusters, cluster.clamp(max=num_clusters - 1)
-    first = starts[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
-    end = torch.minimum(first + form.tile_queries, (starts + counts)[cluster])
-    table = torch.stack([first, end, offsets[cluster], offsets[cluster + 1]], 1)
-    return Work(form, torch.where(used[:, None], table, 0), order // probes.shape[1], lines)
+    first = begins[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
+    end = torch.minimum(first + form.tile_queries, (begins + counts)[cluster])
+    # Not every so-manieth of a cluster from its first row on: of many small clusters, that would be more.
+    last_row = offsets[cluster + 1]
+    first_row = torch.minimum(-(-offsets[cluster] // row_step) * row_step, last_row)
+    table = torch.stack([first, end, first_row, last_row], 1)
+    return [Work(form, torch.where(used[:, None], table, 0), order // probes.shape[1], lines, row_step)]

@@ -3,19 +3,18 @@
 A round scores some tiles (queries times rows). A query collects the keys above its threshold in a buffer of `capacity`
 places; then the best of them move to the front, as many as are wanted and few more, and the threshold rises to them.
 
-- All rows: samples of them first, spread evenly over the index, and then all (`levels` in rounds.py). A threshold from
-  a sample is a guess, so low that k0 rows are above it almost surely. A query that is left with fewer is scored again
-  with the threshold that the sample itself was collected with, and then with none.
-- Clusters: rounds that grow, the nearest clusters first. A row below the k0-th of any rows is not wanted, so nothing is
-  guessed.
+Samples of the rows come first, spread evenly over all of them or over those of the probed clusters, and then all
+(`levels` in rounds.py). A threshold from a sample is a guess, so low that k0 rows are above it almost surely. A query
+that is left with fewer is scored again with the threshold that the sample itself was collected with, and then with
+none.
 
 A query that collects more than its buffer holds is scored again in the same round, with about the k0-th of what it did
 collect as threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is
 answered by the torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor
 any of these sizes.
 
-Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 304 KB for 13,000), 32 bytes a tile, and 8
-bytes a (query, probe) pair.
+Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 304 KB for 13,000), 32 bytes a tile, and
+up to 48 bytes a (query, probe) pair while tiles are made.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from stcli.ops.rounds import (
     Work,
     levels,
     rank_in_sample,
-    rounds_over_probes,
+    work_over_probes,
     work_over_rows,
 )
 from stcli.ops.scan import Scan
@@ -119,11 +118,18 @@ def search_probed_rows(
 ) -> Candidates:
     """The best k0 rows of the probed clusters; arguments as of `search_all_rows`, and probes int64 [B, P]."""
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
-    capacity = capacity_for(num_rows, scan.k0)
     starts = None if scan.spans is None else scan.spans.starts
-    growth = growth_for(scan.k0, capacity)
-    rounds = rounds_over_probes(probes, offsets, num_rows, capacity, growth, fit(scan), starts)
-    return _run(scan, (Round(works, works, scan.k0) for works in rounds), capacity, torch_form, unsure)
+    looked_at = -(-num_rows * probes.shape[1] // max(len(offsets) - 1, 1))  # by a query, on average
+    work = partial(work_over_probes, probes, offsets, fit=fit(scan), starts=starts)
+
+    def rounds() -> Iterable[Round]:
+        *samples, last = levels(min(looked_at, num_rows), scan.k0)
+        for level in samples:
+            yield Round(work(level.row_step), [], level.wanted, is_sample=True)
+        works = work(1)
+        yield Round(works, works, last.wanted)
+
+    return _run(scan, rounds(), capacity_for(num_rows, scan.k0), torch_form, unsure)
 
 
 def _run(
@@ -167,11 +173,6 @@ def sorts(k0: int, device: torch.device) -> bool:
 def sort_bytes(k0: int) -> int:
     """Dynamic shared memory of a block of `sort_keys`."""
     return 16 * threads_for(k0) + 8 * most_kept(k0)
-
-
-def growth_for(k0: int, capacity: int) -> int:
-    """How many times as many rows as all before a round may look at: it adds some k0 times this many keys."""
-    return max((capacity - k0) // (4 * k0), 1)
 
 
 def most_kept(wanted: int) -> int:

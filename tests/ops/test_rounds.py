@@ -18,10 +18,9 @@ from stcli.ops.rounds import (
     Fit,
     Level,
     Work,
-    bounds_of_rounds,
     levels,
     rank_in_sample,
-    rounds_over_probes,
+    work_over_probes,
     work_over_rows,
 )
 from stcli.ops.search_clusters import search_clusters
@@ -30,7 +29,7 @@ from tests.emulated import Emulated
 from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.far_device import Watch, to_far
 from tests.kernel_stand_in import StandIn
-from tests.ops.search_cases import expected, make_case, named_case
+from tests.ops.search_cases import expected, make_case, named_case, spans_of
 
 CPU = torch.device("cpu")
 FIT = Fit(128, 163 << 10)
@@ -44,14 +43,6 @@ def pairs_of(work: Work) -> list[tuple[int, int]]:
         queries = range(first, end) if work.queries is None else work.queries[first:end].tolist()
         found += [(query, r) for query in queries for r in range(row, last, work.row_step)]
     return found
-
-
-@given(st.integers(1, 10**6), st.integers(1, 10**9), st.integers(1, 50))
-def test_bounds_of_rounds(first, end, growth):
-    bounds = bounds_of_rounds(first, end, growth)
-    assert bounds[0] == 0
-    assert bounds[-1] == end
-    assert all(a < b <= max(first, a * (1 + growth)) for a, b in itertools.pairwise(bounds))
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,17 +107,18 @@ def test_a_guess_is_hardly_ever_too_high(k):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12), st.integers(1, 200), st.integers(1, 4))
-def test_every_probed_row_comes_once(seed, num_queries, num_clusters, capacity, growth):
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 12), st.sampled_from([1, 1, 2, 7, 1000]))
+def test_every_probed_row_comes_once(seed, num_queries, num_clusters, row_step):
     case = make_case(seed, queries=num_queries, clusters=num_clusters, probes=num_clusters, rows=150)
     offsets = case.index.clusters.offsets
-    made = list(rounds_over_probes(case.probes, offsets, 150, capacity, growth, FIT))
-    assert sorted(pair for round_ in made for work in round_ for pair in pairs_of(work)) == sorted(
+    works = work_over_probes(case.probes, offsets, row_step, FIT)
+    assert sorted(pair for work in works for pair in pairs_of(work)) == sorted(
         (query, row)
         for query, line in enumerate(case.probes.tolist())
         for cluster in line
         if cluster >= 0
         for row in range(int(offsets[cluster]), int(offsets[cluster + 1]))
+        if row % row_step == 0
     )
 
 
@@ -140,7 +132,7 @@ def test_the_kernel_fits_the_batch():
 
     def clustered(queries, clusters):
         probes = torch.zeros(queries, 1, dtype=torch.int64)
-        return next(rounds_over_probes(probes, torch.arange(clusters + 1), clusters, 10, 3, FIT))[0].form
+        return work_over_probes(probes, torch.arange(clusters + 1), 1, FIT)[0].form
 
     assert [clustered(*sizes) for sizes in ((10, 100), (1000, 100), (10_000, 100))] == [LISTED, NARROW, WIDE]
 
@@ -186,15 +178,50 @@ def test_samples_with_the_kernels_themselves(name, monkeypatch):
     small_buffers(monkeypatch, 64)
     case = named_case(name)
     with cuda.launching_with(Emulated()):
-        given = (case.queries, case.index, case.words, case.filter_of_query)
-        found = search_rows(*given, **case.rest(), backend="cuda")
-    rows, scores = expected(name, every_cluster=True)
-    assert found.rows.tolist() == rows
-    assert found.scores.tolist() == scores
+        filters = (case.words, case.filter_of_query)
+        every = search_rows(case.queries, case.index, *filters, **case.rest(), backend="cuda")
+        some = search_clusters(case.queries, case.index, case.probes, *filters, **case.rest(), backend="cuda")
+    for found, every_cluster in ((some, False), (every, True)):
+        rows, scores = expected(name, every_cluster)
+        assert found.rows.tolist() == rows
+        assert found.scores.tolist() == scores
 
 
+class Steps(Emulated):
+    """Remembers the row steps of what it scores; runs the listing kernel or, for many queries a cluster, the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def launch(self, source, kernel, grid, threads, shared_bytes, arguments):
+        if kernel.startswith("score"):
+            self.seen.add((kernel, arguments[-5]))
+        super().launch(source, kernel, grid, threads, shared_bytes, arguments)
+
+
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+@pytest.mark.parametrize(
+    ("queries", "kernel"), [(3, "score_dp4a"), (30, "score_mma_narrow"), (160, "score_mma")], ids=str
+)
+def test_samples_of_words_on_clusters(queries, kernel, monkeypatch):
+    small_buffers(monkeypatch, 64)
+    case = make_case(queries, queries=queries, rows=900, clusters=4, probes=4, filters=2, rate=0.5)
+    spans = spans_of(case, case.filter_of_query >= 0)
+    given = (case.queries, case.index, case.probes)
+    nobody = torch.full_like(case.filter_of_query, -1)
+    steps = Steps()
+    with cuda.launching_with(steps):
+        found = search_clusters(*given, None, nobody, spans=spans, k0=10, backend="cuda")
+    true = search_clusters(*given, case.words, case.filter_of_query, k0=10, backend="torch")
+    assert torch.equal(found.rows, true.rows)
+    assert torch.equal(found.scores, true.scores)
+    assert steps.seen == {(kernel, 49), (kernel, 7), (kernel, 1)}
+
+
+@pytest.mark.parametrize("probed", [False, True])
 @pytest.mark.parametrize(("room", "redos"), [(10_000, 2), (20, 2), (5, 1), (5, 0)])
-def test_a_guess_that_was_too_high(room, redos, monkeypatch):
+def test_a_guess_that_was_too_high(room, redos, probed, monkeypatch):
     """The best rows are all in the sample, as if the index repeated itself in step with it."""
     small_buffers(monkeypatch, room, redos)
     case = make_case(6, rows=700, k0=30, excluded=3)
@@ -202,9 +229,13 @@ def test_a_guess_that_was_too_high(room, redos, monkeypatch):
     index = dataclasses.replace(case.index, scales=scales)
     nobody = torch.full((20,), -1)
     stand_in = StandIn()
+    given = (None, nobody)
+    search = search_rows
+    if probed:
+        given, search = (torch.arange(7).repeat(20, 1), *given), search_clusters
     with cuda.launching_with(stand_in):
-        found = search_rows(case.queries, index, None, nobody, **case.rest(), backend="cuda")
-    true = search_rows(case.queries, index, None, nobody, **case.rest(), backend="torch")
+        found = search(case.queries, index, *given, **case.rest(), backend="cuda")
+    true = search(case.queries, index, *given, **case.rest(), backend="torch")
     assert stand_in.guessed_too_high > 0
     assert torch.equal(found.rows, true.rows)
     assert torch.equal(found.scores, true.scores)
