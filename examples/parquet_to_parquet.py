@@ -3,8 +3,9 @@
     python examples/parquet_to_parquet.py model.safetensors queries.parquet [--probes 64] [--k 100] [--turns 5]
 
 Takes turns; every run is a process of its own, so that each reads the artifact anew, from the system's cache of files.
-Counted are the queries and the seconds of the search: in memory from the first vector to the last ids and scores, in
-`retrieve` from the first row read to the last part on the disk. Neither has filters.
+Counted are the queries and the seconds of the search: in memory from the first vector to the last rows and scores, in
+`retrieve` from the first row read to the last part on the disk. Neither has filters; ids are looked up in
+`retrieve` alone.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 //        op_offsets i64 [F+1]  allowed u64 [W] or null  filter_of_query i64 [B], -1 for none  probes i64 [B,P]
 //        offsets i64 [C+1]  ends i64 [B,P]  the word after those of each pair of a query and a cluster, ascending; a
 //        pair without words ends where the one before it does
-//   out  words u64 [S]  those of all pairs one after the other, bits >= num_items zero
+//   out  words u64 [room]  those of all pairs one after the other, bits >= num_items zero; what is behind them is left
 //   map  a block of whole warps a query, grid x is B; a lane a word of any of the query's pairs, so that all lanes run
 //        the same program and neighbours read neighbouring words. 256 * (max_depth - 1) bytes of shared memory a warp
 //        hold what lies below the top of the stack
@@ -66,12 +66,12 @@ extern "C" __global__ void __launch_bounds__(256)
     filter_probes(const u64* own, i64 num_words, const u64* bloom, const i64* bloom_offsets, i64 num_hashes,
                   i64 num_items, const i64* leaves, const i32* ops, const i64* op_offsets, const u64* allowed,
                   const i64* filter_of_query, const i64* probes, i64 num_probes, const i64* offsets, const i64* ends,
-                  u64* words) {
+                  u64* words, i64 room) {
   const Matrix matrix{own, num_words, bloom, bloom_offsets, num_hashes};
   const i64 query = blockIdx.x, filter = filter_of_query[query];
   if (filter < 0) return;
   const i64 *line = ends + query * num_probes, *clusters = probes + query * num_probes;
-  const i64 first = query ? line[-1] : 0, end = line[num_probes - 1];
+  const i64 first = query ? line[-1] : 0, end = min(line[num_probes - 1], room);
   const i32 *begin = ops + op_offsets[filter], *last = ops + op_offsets[filter + 1];
   // A thread reads only what it has written itself, so the stack needs no barrier.
   u64* stack = reinterpret_cast<u64*>(shared_memory) + threadIdx.x;

@@ -1,14 +1,14 @@
 // take_best: orders the candidates of each query by score, equal scores by rank, and cuts them at k.
-//   in   rows i64 [B,M], -1 for an empty slot, anywhere; no row twice in a line  scores f32 [B,M], no NaN, not read in
-//        empty slots  ranks i64 [N], in 0 ... 2^32 - 2, all different
+//   in   rows i64 [B,M], -1 for an empty slot, anywhere; no row twice in a line, as two would get one place
+//        scores f32 [B,M], no NaN, not read in empty slots  ranks i64 [N], in 0 ... 2^32 - 2, all different
 //   out  best_rows i64 [B,k], -1 at the end  best_scores f32 [B,k], -inf at the end, a negative zero as zero
 //   scratch  keys i64 [B,M]
 //   map  one block a query, grid x is B; 32 ... 1,024 threads, a power of two; keys are made of scores and ranks, sorted
 //        in buckets (kernels/buckets.cuh), and say by their slot which row it was
 //   shared  16 bytes a thread, 10 a slot
 //   limits  M <= 65,535, and what the shared memory holds; k < 2^31
-//   cost for each slot 20 bytes read and 8 written, and the rank, 32 bytes wherever it lies; then its key three times,
-//        from the second-level cache; 12 bytes written for each of k results, whose rows are read once more
+//   cost for each slot 12 bytes read, its rank, 32 bytes wherever it lies, and 8 written; then its key three times, from
+//        the second-level cache; 12 bytes written for each of k results, whose rows are read once more
 #include "buckets.cuh"
 #include "shared_memory.cuh"
 

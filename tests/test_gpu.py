@@ -122,6 +122,11 @@ def test_filter_match(seed):
 def test_filter_probes(num_items):
     given, allowed, _ = filter_cases.probed_case(num_items, num_items, 7, with_allowed=True)
     equal_on_gpu(filter_probes, *given, allowed=allowed)
+    expected = filter_probes(*given, allowed=allowed, backend="torch")
+    far = [moved(value, torch.device("cuda")) for value in (*given, allowed)]
+    found = filter_probes(*far[:-1], allowed=far[-1], room=2 * len(expected.words), backend="cuda")
+    assert torch.equal(found.starts.cpu(), expected.starts)
+    assert torch.equal(found.words[: len(expected.words) - 1].cpu(), expected.words[:-1])
 
 
 @pytest.mark.parametrize("name", ["filters", "many_queries", "large_filters"])

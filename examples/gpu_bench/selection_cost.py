@@ -1,4 +1,4 @@
-"""What selecting and sorting should cost beside scoring, counted from the kernels, where no GPU has measured it.
+"""What selecting and ordering should cost beside the rest, counted from the kernels, where no GPU has measured it.
 
     python examples/gpu_bench/selection_cost.py
 
@@ -8,7 +8,7 @@ one block from begin to end. Rates are those of an H100 or H200 by their data sh
 reach 600 of their 1,979 int8 TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. The
 narrow form is taken to reach half of that, and the one that lists rows to wait for the cache. Scores are normal; the
 bytes and keys counted hold for any others without ties. A batch is scoring, selecting, sorting, re-scoring of the
-candidates and their last order; filters and choosing probes come on top of it.
+candidates and their last order; filters, choosing probes and making tiles come on top of it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LATENCY, LAUNCH = 800, 3e-6
 """Clocks of a load from memory, and of the barriers of a count; seconds from one launch to the next."""
 
 LOADS, BUCKETS_A_THREAD = 4, 4
-"""As kernels/select_keys.cu has them."""
+"""As kernels/buckets.cuh has them."""
 
 LOOK, COUNT, MOVE, COMPARE = 10, 14, 16, 6
 """Instructions for a key, from the loops of the kernel: to find the ends, to count it, to move it, to compare it with
@@ -153,7 +153,8 @@ def score_clusters(batch: int, num_clusters: int, num_probes: int, rows: float, 
 def shares(
     num_rows: int, batch: int, k: int, k0: int, dim: int = 128, num_clusters: int = 1, num_probes: int = 0
 ) -> dict[str, float]:
-    """Milliseconds of the parts of a batch, and the share of selecting and ordering; nothing is scored again.
+    """Milliseconds of the parts of a batch, the share of selecting and ordering, and that of selecting and sorting in
+    scoring, selecting and sorting alone; nothing is scored again.
 
     Without `num_probes` all rows are searched.
     """
@@ -174,8 +175,11 @@ def shares(
         "rescore": LAUNCH + batch * k0 * (2 * dim + 12) / MEMORY,
         "order": order(k0, k).seconds(batch),
     }
-    share = (parts["select"] + parts["sort"] + parts["order"]) / sum(parts.values())
-    return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {"share": share}
+    selecting = parts["select"] + parts["sort"]
+    return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {
+        "share": (selecting + parts["order"]) / sum(parts.values()),
+        "share_of_search": selecting / (selecting + scored),
+    }
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -37,7 +37,10 @@ def searches_at_once(model: Corpus) -> int:
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """What this thread launches on a GPU goes into a stream of its own; other threads' work does not hold it up."""
+    """What this thread launches on a GPU goes into a stream of its own; other threads' work does not hold it up.
+
+    What other threads launch for this one does not wait for that stream: see `search_stream`.
+    """
     if device.type != "cuda":
         yield
         return
@@ -46,6 +49,14 @@ def own_stream(device: torch.device) -> Iterator[None]:
         streams[device] = torch.cuda.Stream(device)
     with torch.cuda.stream(streams[device]):
         yield
+
+
+def search_stream(model: Corpus) -> AbstractContextManager[None]:
+    """Where the search of a batch goes: into a stream of its own where there are several.
+
+    One that has a thread for each device keeps to their usual streams, which all of its threads share.
+    """
+    return own_stream(model.device) if searches_at_once(model) > 1 else nullcontext()
 
 
 @dataclass(frozen=True)

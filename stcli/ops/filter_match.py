@@ -325,5 +325,6 @@ def launch_probes(
         offsets,
         ends,
         words,
+        words.numel(),
         shared_bytes=8 * 32 * warps * below,
     )

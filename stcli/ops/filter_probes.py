@@ -32,7 +32,7 @@ def filter_probes(
         matrix: `BitMatrix` of N items.
         program: F filters.
         filter_of_query: int64 [B], which filter a query has, -1 for none.
-        probes: int64 [B, P], each in 0 … C-1 or -1 for an unused slot.
+        probes: int64 [B, P], each in 0 … C-1 or -1 for an unused slot, no repeats within a line.
         offsets: int64 [C + 1]; cluster c has the rows `offsets[c] … offsets[c + 1] - 1`.
         allowed: int64 [W] words, the only items that any query may get; None for all.
         room: words of all pairs at most, see `cluster_words`. A kernel gets as many places, so that the host need not

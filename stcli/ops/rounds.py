@@ -10,6 +10,7 @@ has as many lines as there can be, and those that are not needed are empty.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -217,22 +218,22 @@ def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
 def work_over_probes(
     probes: torch.Tensor,
     offsets: torch.Tensor,
-    row_step: int,
+    row_steps: Sequence[int],
     fit: Fit,
     starts: torch.Tensor | None = None,
-) -> list[Work]:
-    """Tiles of the queries that probe the same cluster, times those of its rows that `row_step` divides.
+) -> list[list[Work]]:
+    """For each row step, tiles of the queries that probe the same cluster, times those of its rows that it divides.
 
     Args:
         probes: int64 [B, P]; -1 in unused slots.
         offsets: int64 [C + 1].
-        row_step: at least 1.
+        row_steps: at least 1 each.
         fit: which kernels the device can run.
         starts: int64 [B, P], of `Spans`, or None.
     """
     num_clusters, num_pairs = len(offsets) - 1, probes.numel()
     if not num_clusters or not num_pairs:
-        return []
+        return [[] for _ in row_steps]
     each = num_pairs / num_clusters
     form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
     clusters = torch.where(probes < 0, num_clusters, probes).flatten()
@@ -252,8 +253,13 @@ def work_over_probes(
     used, cluster = cluster < num_clusters, cluster.clamp(max=num_clusters - 1)
     first = begins[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
     end = torch.minimum(first + form.tile_queries, (begins + counts)[cluster])
-    # Not every so-manieth of a cluster from its first row on: of many small clusters, that would be more.
-    last_row = offsets[cluster + 1]
-    first_row = torch.minimum(-(-offsets[cluster] // row_step) * row_step, last_row)
-    table = torch.stack([first, end, first_row, last_row], 1)
-    return [Work(form, torch.where(used[:, None], table, 0), order // probes.shape[1], lines, row_step)]
+    queries, first_row, last_row = order // probes.shape[1], offsets[cluster], offsets[cluster + 1]
+
+    def work(row_step: int) -> Work:
+        # The rows that the step divides, and not every one so far from the first of its cluster, which would be too
+        # many of small clusters.
+        begin = torch.minimum(-(-first_row // row_step) * row_step, last_row)
+        table = torch.stack([first, end, begin, last_row], 1)
+        return Work(form, torch.where(used[:, None], table, 0), queries, lines, row_step)
+
+    return [[work(row_step)] for row_step in row_steps]

@@ -43,8 +43,8 @@ from stcli.types import Candidates, Lines, Quantized
 MOST_CANDIDATES = 16_384
 """Of a query: what a selection keeps of so many is sorted in the shared memory of a block, see `sorts`."""
 
-_STATIC_SHARED_BYTES = 2048
-"""Of the kernels of the selection, at most, beside what a launch asks for."""
+OWN_SHARED_BYTES = 2048
+"""Of the kernels that sort, at most, beside what a launch asks for."""
 
 MOST_KEY = 2**63 - 1
 """As threshold: this query is done, or takes no part."""
@@ -68,7 +68,7 @@ class Round:
 
     Attributes:
         works: what is scored; no (query, row) pair comes twice.
-        again: the same in larger tiles, for the few queries that are scored again.
+        again: the same, perhaps in larger tiles, for the few queries that are scored again.
         wanted: how many of its best keys a query keeps at least.
         is_sample: only the thresholds are of use afterwards.
     """
@@ -120,16 +120,12 @@ def search_probed_rows(
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
     starts = None if scan.spans is None else scan.spans.starts
     looked_at = -(-num_rows * probes.shape[1] // max(len(offsets) - 1, 1))  # by a query, on average
-    work = partial(work_over_probes, probes, offsets, fit=fit(scan), starts=starts)
-
-    def rounds() -> Iterable[Round]:
-        *samples, last = levels(min(looked_at, num_rows), scan.k0)
-        for level in samples:
-            yield Round(work(level.row_step), [], level.wanted, is_sample=True)
-        works = work(1)
-        yield Round(works, works, last.wanted)
-
-    return _run(scan, rounds(), capacity_for(num_rows, scan.k0), torch_form, unsure)
+    looks = levels(min(looked_at, num_rows), scan.k0)
+    works = work_over_probes(probes, offsets, [look.row_step for look in looks], fit(scan), starts)
+    rounds = [
+        Round(work, work, look.wanted, is_sample=look.row_step > 1) for work, look in zip(works, looks, strict=True)
+    ]
+    return _run(scan, rounds, capacity_for(num_rows, scan.k0), torch_form, unsure)
 
 
 def _run(
@@ -166,7 +162,7 @@ def capacity_for(num_rows: int, k0: int) -> int:
 
 def sorts(k0: int, device: torch.device) -> bool:
     """Whether the kernels can sort k0 candidates of a query: the shared memory of the device sets the limit too."""
-    fitting = sort_bytes(k0) + _STATIC_SHARED_BYTES <= cuda.most_shared_bytes(device)
+    fitting = sort_bytes(k0) + OWN_SHARED_BYTES <= cuda.most_shared_bytes(device)
     return k0 <= MOST_CANDIDATES and fitting
 
 

@@ -8,7 +8,7 @@ from stcli.ops import cuda, native
 from stcli.ops.checks import Shapes, check_range
 from stcli.ops.dispatch import resolve
 from stcli.ops.keys import EMPTY_KEY, make_keys
-from stcli.ops.scan_cuda import threads_for
+from stcli.ops.scan_cuda import OWN_SHARED_BYTES, threads_for
 from stcli.types import PAD_ROW, Candidates
 
 MOST_SLOTS = 65_535
@@ -39,9 +39,14 @@ def take_best(
     shapes.check("ranks", ranks, torch.int64, "N")
     if rows.device.type == "cpu":  # elsewhere the host would wait, between a batch's operations
         check_range("rows", rows, len(ranks))
-    fits = rows.shape[1] <= MOST_SLOTS and shared_bytes(rows.shape[1]) <= cuda.most_shared_bytes(rows.device)
     forms = {"torch": _torch, "native": _native, "cuda": _cuda}
-    return forms[resolve(backend, rows, kernel=fits)](rows, scores, ranks, k)
+    return forms[resolve(backend, rows, kernel=orders(rows.shape[1], rows.device))](rows, scores, ranks, k)
+
+
+def orders(num_slots: int, device: torch.device) -> bool:
+    """Whether the kernel can order lines of so many slots."""
+    fitting = shared_bytes(num_slots) + OWN_SHARED_BYTES <= cuda.most_shared_bytes(device)
+    return num_slots <= MOST_SLOTS and fitting
 
 
 def shared_bytes(num_slots: int) -> int:

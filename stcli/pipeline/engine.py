@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import torch
 
 from stcli.errors import InputError, nearest
-from stcli.model.ahead import Arrival, Upload, own_stream, plan_ahead, searches_at_once
+from stcli.model.ahead import Arrival, Upload, plan_ahead, search_stream, searches_at_once
 from stcli.model.planner import ROUTES, SearchOptions
 from stcli.model.results import Results, without
 from stcli.model.retriever import Retriever
@@ -185,7 +185,7 @@ class Engine:
         return _Ready(row, batch, replace(queries, requests=requests, lists=lists), unknown, upload.sent())
 
     def _search(self, ready: _Ready) -> tuple[_Ready, Results]:
-        with own_stream(self.model.device):
+        with search_stream(self.model):
             ready.arrival.wait()
             return ready, self._results(ready.queries)
 

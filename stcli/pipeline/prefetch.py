@@ -28,16 +28,20 @@ def in_turn(work: Callable[[T], R], items: Iterator[T], at_once: int) -> Iterato
     """
     pool = ThreadPoolExecutor(at_once)
     running: deque[Future[R]] = deque()
-    end: Exception | None = None
+    ended, failed = False, None
     try:
-        while end is None:
+        while not ended:
             try:
-                running.append(pool.submit(work, next(items)))
-            except Exception as error:  # StopIteration among others
-                end = error
-            while running and (end is not None or len(running) > at_once):
+                item = next(items, _END)
+            except Exception as error:
+                item, failed = _END, error
+            ended = item is _END
+            if not ended:
+                running.append(pool.submit(work, item))  # type: ignore[arg-type]
+            while running and (ended or len(running) > at_once):
                 yield running.popleft().result()
-        if not isinstance(end, StopIteration):
-            raise end
+        if failed is not None:
+            raise failed
     finally:
+        del failed  # its traceback has this frame, which has it: together they would keep all that `work` knows
         pool.shutdown(cancel_futures=True)

@@ -328,17 +328,9 @@ class Run:
 
         The batches of all of them are one stream, so that the next part is read and searched while one is finished.
         """
-        config = self.config
-        columns = [*self.reader.columns, *config.columns]
-        most = config.batch_size or BATCH_ROWS
+        columns = [*self.reader.columns, *self.config.columns]
+        most = self.config.batch_size or BATCH_ROWS
         each = (self.table.batches(columns, most, *self._rows(number)) for number in numbers)
-
-        def of_part(start: int, stop: int) -> Iterator[pa.RecordBatch]:
-            for batch in answered:
-                yield batch
-                self.progress("retrieve", start + engine.counts.queries, self.num_rows, "queries")
-                if start + engine.counts.queries == stop:
-                    return
 
         def info() -> dict[str, Any]:
             return {"counts": asdict(engine.counts), "rejected": self._rejected}
@@ -346,8 +338,25 @@ class Run:
         with closing(engine.run(prefetch(chain.from_iterable(each)))) as answered:
             for number in numbers:
                 engine.counts, self._rejected = Counts(), []
-                folder.write_part(number, of_part(*self._rows(number)), engine.schema, info)
+                folder.write_part(number, self._of_part(number, answered, engine), engine.schema, info)
                 yield number
+
+    def _of_part(self, number: int, answered: Iterator[pa.RecordBatch], engine: Engine) -> Iterator[pa.RecordBatch]:
+        """The batches of a part, the next ones of those answered."""
+        start, stop = self._rows(number)
+        done = start
+        while done < stop:
+            batch = next(answered, None)
+            if batch is None:
+                break
+            yield batch
+            done = start + engine.counts.queries
+            self.progress("retrieve", done, self.num_rows, "queries")
+        if done != stop:
+            raise InputError(
+                f"{self.table.name}: rows {start} to {stop - 1} are no longer what they were when the run began; leave "
+                "the table alone during a run, and begin again with --overwrite"
+            )
 
     def _rows(self, number: int) -> tuple[int, int]:
         """The first table row of a part, and the row after its last."""

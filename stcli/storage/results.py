@@ -33,7 +33,8 @@ def part_name(number: int) -> str:
 
 
 def _list_encodings(schema: pa.Schema) -> dict[str, str]:
-    """Integers in lists are written as differences: 819,200 random ids in 11 ms and 2.2 MB, plain in 28 ms and 2.7 MB.
+    """Integers in lists are written as differences: the ids of 8,192 times 100 results on Corpus R in 11 ms and 2.2 MB,
+    plain in 28 ms and 2.7 MB.
 
     Scores are plain. BYTE_STREAM_SPLIT would make 1.9 MB of 2.8 in equal time, but the vectorized reader of Apache
     Spark, its default, did not know that encoding until SPARK-56894 (2026).

@@ -10,7 +10,8 @@ import torch
 
 import stcli
 from stcli.filters.source import GivenFilters
-from stcli.model.ahead import Upload, own_stream, plan_ahead, searches_at_once
+from stcli.model import ahead
+from stcli.model.ahead import Upload, own_stream, plan_ahead, search_stream, searches_at_once
 from stcli.types import Lines
 
 GPU, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
@@ -128,9 +129,14 @@ def test_each_thread_has_a_stream_of_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize(("devices", "count"), [([GPU], 2), ([GPU, GPU], 2), ([GPU, OTHER], 1), (["cpu"], 1)], ids=str)
-def test_how_many_batches_are_searched_at_once(devices, count):
+def test_how_many_batches_are_searched_at_once(devices, count, monkeypatch):
+    entered = []
+    monkeypatch.setattr(ahead, "own_stream", lambda device: entered.append(device) or nullcontext())
     segments = [SimpleNamespace(device=torch.device(device)) for device in devices]
-    assert searches_at_once(SimpleNamespace(segments=segments, device=segments[0].device)) == count
+    model = SimpleNamespace(segments=segments, device=segments[0].device)
+    assert searches_at_once(model) == count
+    with search_stream(model):
+        assert entered == [model.device] * (count > 1)
 
 
 def test_nothing_is_copied_for_the_cpu(log):

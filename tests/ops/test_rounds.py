@@ -111,7 +111,7 @@ def test_a_guess_is_hardly_ever_too_high(k):
 def test_every_probed_row_comes_once(seed, num_queries, num_clusters, row_step):
     case = make_case(seed, queries=num_queries, clusters=num_clusters, probes=num_clusters, rows=150)
     offsets = case.index.clusters.offsets
-    works = work_over_probes(case.probes, offsets, row_step, FIT)
+    _, works = work_over_probes(case.probes, offsets, [61, row_step], FIT)
     assert sorted(pair for work in works for pair in pairs_of(work)) == sorted(
         (query, row)
         for query, line in enumerate(case.probes.tolist())
@@ -132,7 +132,8 @@ def test_the_kernel_fits_the_batch():
 
     def clustered(queries, clusters):
         probes = torch.zeros(queries, 1, dtype=torch.int64)
-        return work_over_probes(probes, torch.arange(clusters + 1), 1, FIT)[0].form
+        ((work,),) = work_over_probes(probes, torch.arange(clusters + 1), [1], FIT)
+        return work.form
 
     assert [clustered(*sizes) for sizes in ((10, 100), (1000, 100), (10_000, 100))] == [LISTED, NARROW, WIDE]
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from stcli.errors import TensorError
-from stcli.ops.take_best import take_best
+from stcli.ops import cuda
+from stcli.ops.scan_cuda import OWN_SHARED_BYTES
+from stcli.ops.take_best import orders, shared_bytes, take_best
 
 
 def by_hand(rows, scores, ranks, k):
@@ -65,3 +67,15 @@ def test_bad_arguments_are_named():
         take_best(torch.tensor([[3]]), torch.zeros(1, 1), torch.arange(3), k=1)
     with pytest.raises(TensorError, match=r"scores: float32 \[B, M\] expected with M=1 \(from rows\)"):
         take_best(torch.tensor([[0]]), torch.zeros(1, 2), torch.arange(3), k=1)
+
+
+def test_the_kernel_keeps_to_the_shared_memory_of_a_block(monkeypatch):
+    """A launch asks for less than a block has, by what the kernel has of its own."""
+    device = torch.device("cpu")
+    for most in (99 << 10, 163 << 10, 227 << 10):
+        monkeypatch.setattr(cuda, "most_shared_bytes", lambda device, most=most: most)
+        slots = max(number for number in range(30_000) if orders(number, device))
+        assert most - 2 * OWN_SHARED_BYTES < shared_bytes(slots) <= most - 1156
+    monkeypatch.setattr(cuda, "most_shared_bytes", lambda device: 1 << 30)
+    assert orders(65_535, device)
+    assert not orders(65_536, device)

@@ -1,7 +1,9 @@
 """`retrieve` prepares a batch while others are searched, two at once on a GPU; nothing but the time tells."""
 
+import gc
 import threading
 import time
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,10 @@ import stcli
 from stcli.errors import InputError
 from stcli.model.retriever import Retriever
 from stcli.model.segment import Segment
-from stcli.pipeline import engine
+from stcli.pipeline import engine, run
 from stcli.pipeline.prefetch import in_turn
 from stcli.storage import atomic
+from stcli.storage.parquet import Table
 from tests.pipeline.retrieve_cases import FILTERED, bad_queries, contents, write_queries
 
 SMALL = {"batch_size": 13, "part_rows": 50, "probes": 3, "device": "cpu"}
@@ -145,6 +148,38 @@ def test_in_turn_gives_what_was_made_before_its_items_failed():
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match="no fourth"):
         next(results)
+
+
+def test_nothing_is_kept_of_a_run(tiny, tmp_path, monkeypatch):
+    """On a GPU the memory of a model has to be free for the next one, whenever the collector of cycles comes by."""
+    opened = []
+
+    def opening(*given, **options):
+        model = whole(*given, **options)
+        opened.append(weakref.ref(model))
+        return model
+
+    whole = run.open_artifact
+    monkeypatch.setattr(run, "open_artifact", opening)
+    gc.collect()
+    gc.disable()
+    try:
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, part_rows=60, **FILTERED)
+        assert [reference() for reference in opened] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_table_that_becomes_shorter_is_noticed(tiny, tmp_path, monkeypatch):
+    whole = Table.batches
+
+    def shorter(table, columns, most, start=0, stop=None):
+        return (batch for batch in whole(table, columns, most, start, stop) if batch[0] != 90)
+
+    monkeypatch.setattr(Table, "batches", shorter)
+    with pytest.raises(InputError, match="rows 60 to 119 are no longer what they were"):
+        stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", probes=3, batch_size=30, part_rows=60, k=5)
+    assert [path.name for path in (tmp_path / "out.partial").glob("part-*.parquet")] == ["part-00000.parquet"]
 
 
 def test_the_next_part_is_searched_while_one_is_finished(tiny, tmp_path, monkeypatch):
