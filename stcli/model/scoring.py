@@ -149,14 +149,16 @@ class Scoring:
         model, k = self.model, min(self.k, self.model.num_items)
         options = replace(self.options, k=k0, candidates=max(self.options.candidates, default_candidates(k0)))
         found = Search(model, tile, options).run()
-        lists = found.rows.view(-1, num_tasks, found.rows.shape[1]).to(model.device)
-        scores = found.score_matrix.view_as(lists).to(model.device)
+        shape = (-1, num_tasks, found.rows.shape[1])
+        lists, scores = moved((found.rows.view(shape), found.score_matrix.view(shape)), model.device)
         complete = (lists[:, :, -1] < 0).any(1) | (lists.shape[2] >= model.num_items)
         united = self.scoring.combine == "union"
         merged = merge_lists(lists, scores, everywhere=not united, backend=model.backend)
         pool = _Pool(merged.rows, merged.scores, complete)
         if united and num_tasks > 1 and self.rules is not None and not self.scorer.learned:
             pool = _sure(pool, scores[:, :, -1].amax(1))
+        if united and k0 >= k:  # of full lists it has k, and of others there is no more
+            return pool, found
         lacking = torch.nonzero(((pool.rows >= 0).sum(1) < k) & ~complete)[:, 0]
         return (pool, found) if not len(lacking) else self._deepen(pool, found, tile, num_tasks, k0, lacking)
 

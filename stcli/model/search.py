@@ -77,11 +77,12 @@ class Tile:
 
     def take(self, queries: torch.Tensor) -> Tile:
         """Some of the queries, int64 [b], perhaps repeated."""
+        there = moved(queries, self.vectors.device)
         return Tile(
-            self.vectors[queries],
+            self.vectors[there],
             tuple(admitted.take(queries) for admitted in self.admitted),
             self.filtered[queries.cpu()],
-            None if self.excluded is None else self.excluded.take(queries),
+            None if self.excluded is None else self.excluded.take(there),
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from stcli.ops.take_best import take_best
-from stcli.types import PAD_ROW, Candidates
+from stcli.types import PAD_ROW, Candidates, moved
 
 
 def num_taken(rows: torch.Tensor) -> torch.Tensor:
@@ -25,8 +25,11 @@ def num_taken(rows: torch.Tensor) -> torch.Tensor:
 
 
 def near(rows: torch.Tensor, scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The slots of each line whose score is not below the k-th best, ties included, moved together."""
-    if rows.shape[1] <= k:
+    """The slots of each line whose score is not below the k-th best, ties included, moved together.
+
+    On a GPU they stay as they are: the host would have to wait for their number.
+    """
+    if rows.shape[1] <= k or rows.device.type != "cpu":
         return rows, scores
     last = torch.topk(scores, k, dim=1).values[:, -1:]
     near = (scores >= last) & (rows >= 0)
@@ -48,7 +51,7 @@ def pick(values: torch.Tensor, slots: torch.Tensor, empty: float) -> torch.Tenso
 def in_order(parts: list[torch.Tensor], order: torch.Tensor) -> torch.Tensor:
     """Pieces of lines that were taken in `order`, back in their own order."""
     whole = torch.cat(parts)
-    return torch.empty_like(whole).index_copy_(0, order.to(whole.device), whole)
+    return torch.empty_like(whole).index_copy_(0, moved(order, whole.device), whole)
 
 
 def put(old: torch.Tensor, lines: torch.Tensor, new: torch.Tensor, empty: float) -> torch.Tensor:

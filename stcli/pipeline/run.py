@@ -344,15 +344,10 @@ class Run:
     def _of_part(self, number: int, answered: Iterator[pa.RecordBatch], engine: Engine) -> Iterator[pa.RecordBatch]:
         """The batches of a part, the next ones of those answered."""
         start, stop = self._rows(number)
-        done = start
-        while done < stop:
-            batch = next(answered, None)
-            if batch is None:
-                break
+        while start + engine.counts.queries < stop and (batch := next(answered, None)) is not None:
             yield batch
-            done = start + engine.counts.queries
-            self.progress("retrieve", done, self.num_rows, "queries")
-        if done != stop:
+            self.progress("retrieve", start + engine.counts.queries, self.num_rows, "queries")
+        if start + engine.counts.queries != stop:
             raise InputError(
                 f"{self.table.name}: rows {start} to {stop - 1} are no longer what they were when the run began; leave "
                 "the table alone during a run, and begin again with --overwrite"

@@ -28,6 +28,16 @@ class FarKernels(Emulated):
             super().launch(source, kernel, grid, threads, shared_bytes, near)
 
 
+def far_model(tiny):
+    """The model with all that a GPU may have on the far device."""
+    model = stcli.open_artifact(tiny.model, backend="cuda")
+    segment = model.only
+    for name, buffer in list(segment.named_buffers(recurse=False)):
+        setattr(segment, name, to_far(buffer.clone()))  # on a GPU they are aligned, in a file not always
+    segment.terms = to_far(segment.terms)
+    return model
+
+
 COPIES = "aten::_to_copy"
 RESULTS = 3
 """Copies of rows, scores and work."""
@@ -49,17 +59,25 @@ def test_the_results_are_the_same_and_the_host_waits_between_attempts_only(tiny,
     vectors, texts = tiny.vectors[:18], tiny.filters[:18]
     exclude = [None, [3, 10, 17]] * 9
     expected = stcli.open_artifact(tiny.model)(vectors, texts, 7, exclude=exclude, **how)
-    model = stcli.open_artifact(tiny.model, backend="cuda")
-    segment = model.only
-    for name, buffer in list(segment.named_buffers(recurse=False)):
-        setattr(segment, name, to_far(buffer.clone()))  # on a GPU they are aligned, in a file not always
-    segment.terms = to_far(segment.terms)
+    model = far_model(tiny)
     with cuda.launching_with(FarKernels()), Watch(both=True) as watch:
         found = model(vectors, texts, 7, exclude=exclude, **how)
     assert torch.equal(expected.rows, found.rows)
     assert torch.equal(expected.score_matrix, found.score_matrix)
     assert torch.equal(expected.work, found.work)
     assert Counter(watch.waits) == waits
+
+
+@pytest.mark.parametrize("how", [{"exact": True}, {"probes": 3}, {"target_recall": None}], ids=str)
+def test_requests_of_several_tasks_are_answered_without_a_wait_that_is_no_copy_to_the_host(tiny, how):
+    queries, texts = {"like": tiny.vectors[:18], "buy": tiny.vectors[17::-1].copy()}, tiny.filters[:18]
+    expected = stcli.open_artifact(tiny.model)(queries, texts, 7, **how)
+    model = far_model(tiny)
+    with cuda.launching_with(FarKernels()), Watch(both=True) as watch:
+        found = model(queries, texts, 7, **how)
+    assert torch.equal(expected.rows, found.rows)
+    assert torch.equal(expected.score_matrix, found.score_matrix)
+    assert set(watch.waits) == {COPIES}
 
 
 @pytest.mark.parametrize(
