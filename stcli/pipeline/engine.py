@@ -222,7 +222,12 @@ class Engine:
             valid &= scores >= self.min_score
         found = np.zeros(batch.num_rows, np.int64)
         found[usable] = valid.sum(1)
-        flat = rows[valid]
+        every = bool(valid.all())  # and then nothing is copied
+
+        def taken(matrix: np.ndarray) -> np.ndarray:
+            return matrix.ravel() if every else matrix[valid]
+
+        flat = taken(rows)
         status = np.full(batch.num_rows, "rejected", object)
         status[usable] = np.where(found[usable] < most, "short", "ok")
         self.counts.add(
@@ -237,7 +242,7 @@ class Engine:
         )
         lists = {"item_id": self.model.ids.take(flat).cast(pa.string() if self.model.ids.is_string else pa.int64())}
         if self.score_type is not None:
-            lists |= {name: self._scores(matrix[valid]) for name, matrix in self._matrices(results).items()}
+            lists |= {name: self._scores(taken(matrix)) for name, matrix in self._matrices(results).items()}
         for name in self.item_columns:
             lists[name] = self.kept.take(name, flat)
         plain = {
@@ -272,7 +277,7 @@ class Engine:
         return found
 
     def _scores(self, values: np.ndarray) -> pa.Array:
-        return pa.array(values.astype(np.float16 if self.score_type == pa.float16() else np.float32))
+        return pa.array(values.astype(np.float16 if self.score_type == pa.float16() else np.float32, copy=False))
 
 
 def _exploded(found: np.ndarray) -> tuple[pa.Array, pa.Array]:
