@@ -1,4 +1,4 @@
-"""How near `stcli retrieve`, from Parquet to Parquet, comes to the same searches of a matrix in memory.
+"""How near `stcli.retrieve`, from Parquet to Parquet, comes to the same searches of a matrix in memory.
 
     python examples/parquet_to_parquet.py model.safetensors queries.parquet [--probes 64] [--k 100] [--turns 5]
 

@@ -16,9 +16,9 @@ __version__ = "0.1.0"
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # Threads of GNU OpenMP, which torch brings, spin after each of its operations: up to 300,000 rounds, some
-    # milliseconds, on cores that our own threads want. The filtered queries of Corpus R take 1.00 s so, 0.76 with 1,000
-    # rounds (2 cores of AMD EPYC Zen 4); with none, small operations of torch take three times as long. Read when torch
-    # is loaded.
+    # milliseconds, on cores that our own threads want. Called from Python, the filtered queries of Corpus R take 1.00 s
+    # so, 0.76 with 1,000 rounds (2 cores of AMD EPYC Zen 4); with none, small operations of torch take three times as
+    # long. Most commands give torch one thread, which has no other to spin. Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 _HOMES = {
