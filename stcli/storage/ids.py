@@ -30,7 +30,7 @@ class ItemIds:
         return not pa.types.is_integer(self.ids.type)
 
     def take(self, rows: np.ndarray) -> pa.Array:
-        """Ids of rows int64 [M]."""
+        """Ids of rows int64 [M], each in 0 … N-1, which is not checked."""
         return pc.take(self.ids, pa.array(rows), boundscheck=False)  # other threads of Python go on meanwhile
 
     def rows_of(self, wanted: pa.Array) -> np.ndarray:
