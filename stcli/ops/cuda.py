@@ -1,7 +1,8 @@
 """Compiles and launches the CUDA kernels of the operations; the only file that imports CuPy.
 
-The sources (`kernels/*.cu`) are compiled by NVRTC when they are first launched, once a process; CuPy keeps the result
-on disk. A launch goes to torch's current stream with raw pointers, so it takes its place among torch's own kernels.
+The sources (`kernels/*.cu`) are compiled by NVRTC when they are first launched, and what comes out is kept on disk:
+`cubins.py`, not CuPy, whose options would flush subnormal numbers to zero. A launch goes to torch's current stream with
+raw pointers, so it takes its place among torch's own kernels.
 
 What a kernel is given: a tensor as a pointer (None as null), a whole number as `long long`, a float as `float`.
 The operations launch through `launch`, whoever stands behind it: tests put an emulation of the device there, so that
@@ -10,7 +11,9 @@ the arguments, grids and buffers of every operation are exercised without a GPU.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import importlib.util
 import re
 import threading
 from collections.abc import Iterator
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 
 from stcli.errors import DeviceError
+from stcli.ops.cubins import compiled
 
 Argument = torch.Tensor | int | float | None
 
@@ -84,11 +88,30 @@ def _why_missing() -> str | None:
         import cupy
     except ImportError as error:
         return f"CuPy cannot be imported ({error}); install stcli[gpu], or stcli[gpu13] for CUDA 13"
+    library = f"libnvrtc.so.{cupy.cuda.driver.get_build_version() // 1000}"
     try:
-        cupy.cuda.nvrtc.getVersion()
-    except Exception as error:  # whatever the loader of the library raises
-        return f"NVRTC, which compiles the kernels, was not found ({error}); install nvidia-cuda-nvrtc"
+        try:
+            cupy.cuda.nvrtc.getVersion()
+        except Exception:  # whatever the loader of the library raises
+            _load_from_wheels(library)
+            cupy.cuda.nvrtc.getVersion()
+    except Exception as error:
+        why = " ".join(str(error).split())
+        return f"NVRTC ({library}), which compiles the kernels, cannot be loaded ({why}); install nvidia-cuda-nvrtc"
     return None
+
+
+def _load_from_wheels(library: str) -> None:
+    """Load a library from the folders `nvidia/*/lib` that pip's wheels have, if it is in one.
+
+    CuPy 13 asks the system's loader for it by its bare name, and CuPy 14 does where it finds no such folder beside
+    itself; the loader then gives what the process has loaded already.
+    """
+    package = importlib.util.find_spec("nvidia")
+    for folder in (package.submodule_search_locations if package else None) or ():
+        for path in sorted(Path(folder).glob(f"*/lib/{library}")):
+            ctypes.CDLL(str(path))
+            return
 
 
 @functools.cache
@@ -167,7 +190,7 @@ def kernel_folder() -> Path:
 def flat_source(path: Path) -> str:
     """A source with its `#include "…"` files in place of the lines, each once.
 
-    One text, so that CuPy's cache on disk, which is found by the text alone, notices a changed header.
+    One text, so that the cache on disk, where a kernel is found by its text, notices a changed header.
     """
     seen: set[Path] = set()
 
@@ -244,8 +267,9 @@ class _CupyLauncher:
         key = (index, source, kernel)
         function, allowed = self.functions.get(key, (None, STATIC_SHARED_BYTES))
         if function is None:
-            module = self.cupy.RawModule(code=flat_source(source), options=("-std=c++17",), backend="nvrtc")
-            function = module.get_function(kernel)
+            capability = torch.cuda.get_device_capability(index)
+            path = compiled(self.cupy.cuda.nvrtc, flat_source(source), source.name, capability)
+            function = self.cupy.RawModule(path=str(path)).get_function(kernel)
         if shared_bytes > allowed:
             function.max_dynamic_shared_size_bytes = allowed = shared_bytes
         self.functions[key] = (function, allowed)

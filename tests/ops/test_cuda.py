@@ -1,5 +1,6 @@
 """Finding, compiling and launching kernels, with a CuPy of our own in place of the real one."""
 
+import ctypes
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from stcli.ops import cuda
 from stcli.ops.rescore import rescore
 from stcli.types import Embeddings
 from tests.ops.conftest import HAVE_KERNELS
+from tests.ops.test_cubins import FakeNvrtc
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +41,11 @@ class Entered:
 
 
 @pytest.fixture(params=[13, 14])
-def fake_cupy(monkeypatch, request):
+def fake_cupy(monkeypatch, request, tmp_path):
     """A CuPy that writes down what it is asked for; 14 has another way to take a stream."""
     log = []
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
 
     class Function:
         def __init__(self, name):
@@ -52,8 +56,8 @@ def fake_cupy(monkeypatch, request):
             log.append((self.name, grid, block, arguments, shared_mem, self.max_dynamic_shared_size_bytes))
 
     class RawModule:
-        def __init__(self, code, options, backend):
-            log.append(("compile", code, options, backend))
+        def __init__(self, path):
+            log.append(("load", Path(path).read_bytes()))
 
         def get_function(self, name):
             return Function(name)
@@ -72,7 +76,8 @@ def fake_cupy(monkeypatch, request):
             ExternalStream=deprecated
             if request.param == 14
             else lambda pointer, index: Entered(log, "stream", pointer),
-            nvrtc=SimpleNamespace(getVersion=lambda: (13, 0)),
+            driver=SimpleNamespace(get_build_version=lambda: 99_010),
+            nvrtc=FakeNvrtc(),
         ),
     )
     monkeypatch.setitem(sys.modules, "cupy", module)
@@ -88,7 +93,9 @@ def test_a_launch(fake_cupy, tmp_path, monkeypatch):
     for shared_bytes in (0, 1000, 60_000, 50_000):
         cuda.launch("add.cu", "add", 3, 256, numbers, None, 2**40, 0.5, shared_bytes=shared_bytes)
     calls = [entry for entry in fake_cupy if entry[0] == "add"]
-    assert len([entry for entry in fake_cupy if entry[0] == "compile"]) == 1, "compiled once a process"
+    assert len(sys.modules["cupy"].cuda.nvrtc.compiled) == 1, "compiled once a process"
+    assert len([entry for entry in fake_cupy if entry[0] == "load"]) == 1
+    assert ("load", b"cubin\0") in fake_cupy
     _, grid, block, arguments, _, _ = calls[0]
     assert (grid, block) == ((3, 1, 1), (256, 1, 1))
     assert arguments == (numbers.data_ptr(), 0, 2**40, 0.5)
@@ -161,12 +168,39 @@ def test_no_cupy(monkeypatch):
     assert "stcli[gpu13]" in cuda.why_not(torch.device("cuda"))
 
 
-def test_no_nvrtc(fake_cupy, monkeypatch):
-    def missing():
-        raise RuntimeError("libnvrtc.so.12: cannot open")
+@pytest.fixture
+def not_found(fake_cupy, monkeypatch, tmp_path):
+    """Libraries that were opened by their path, without which a CuPy for CUDA 99 finds no NVRTC."""
+    opened = []
 
-    sys.modules["cupy"].cuda.nvrtc.getVersion = missing
-    assert "NVRTC" in cuda.why_not(torch.device("cuda"))
+    def version():
+        if not opened:
+            raise RuntimeError("libnvrtc.so.99:\ncannot open")
+        return 99, 1
+
+    sys.modules["cupy"].cuda.nvrtc.getVersion = version
+    monkeypatch.setattr(ctypes, "CDLL", opened.append)
+    monkeypatch.syspath_prepend(tmp_path)
+    return opened
+
+
+def test_no_nvrtc(not_found):
+    assert cuda.why_not(torch.device("cuda", 0)) == (
+        "NVRTC (libnvrtc.so.99), which compiles the kernels, cannot be loaded (libnvrtc.so.99: cannot open); "
+        "install nvidia-cuda-nvrtc"
+    )
+    assert not_found == []
+
+
+@pytest.mark.parametrize("folder", ["cuda_nvrtc", "cu99"])
+def test_nvrtc_in_a_wheel_of_pip(not_found, tmp_path, folder):
+    """Where the loader does not look: it is loaded by its path, and only the one that CuPy wants."""
+    for name in ("libnvrtc.so.99", "libnvrtc.so.98", "libnvrtc.alt.so.99", "libnvrtc-builtins.so.99.1"):
+        file = tmp_path / "nvidia" / folder / "lib" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert cuda.why_not(torch.device("cuda", 0)) is None
+    assert not_found == [str(file.with_name("libnvrtc.so.99"))]
 
 
 def test_an_old_gpu(fake_cupy, monkeypatch):
