@@ -1,24 +1,24 @@
 // Keys of one line in buckets of equal width, to select or to sort them; for a whole block of 32 ... 1,024 threads, a
-// power of two. The best keys are in bucket 0, and there are four buckets a thread.
+// power of two. The best keys are in bucket 0, and there are four buckets a thread. Empty keys are passed over.
 #pragma once
 
 #include "keys.cuh"
 #include "types.cuh"
 
-constexpr u32 LOADS = 4;  // keys of a thread on their way from memory at once
+constexpr u32 LOADS = 3, LOADS_AGAIN = 2;  // keys of a thread on their way at once: from memory, and from nearer by
 constexpr u32 BUCKETS_A_THREAD = 4;
 constexpr u32 LARGE_BUCKET = 256;  // keys, from which on a look at all others costs as much as to sort them
 constexpr u32 MOST_LARGE_BUCKETS = 65536 / LARGE_BUCKET;
 
-// Calls `see` with each key and its place; a thread has the same places whenever it is called.
-template <class See>
-__device__ __forceinline__ void for_each(const i64* keys, u32 count, See see) {
-  for (u32 first = threadIdx.x; first < count; first += LOADS * blockDim.x) {
-    i64 some[LOADS];
+// Calls `see` with each key and its place.
+template <u32 AT_ONCE = LOADS_AGAIN, class Load, class See>
+__device__ __forceinline__ void for_each(u32 count, Load load, See see) {
+  for (u32 first = threadIdx.x; first < count; first += AT_ONCE * blockDim.x) {
+    i64 some[AT_ONCE];
 #pragma unroll
-    for (u32 i = 0; i < LOADS; ++i) some[i] = keys[min(first + i * blockDim.x, count - 1)];
+    for (u32 i = 0; i < AT_ONCE; ++i) some[i] = load(min(first + i * blockDim.x, count - 1));
 #pragma unroll
-    for (u32 i = 0; i < LOADS; ++i) {
+    for (u32 i = 0; i < AT_ONCE; ++i) {
       if (first + i * blockDim.x < count) see(some[i], first + i * blockDim.x);
     }
   }
@@ -34,6 +34,13 @@ struct Span {
     const i32 bits = 64 - __clzll(static_cast<i64>(width)), own = 31 - __clz(static_cast<i32>(num_buckets()));
     shift = static_cast<u32>(max(bits - own, 0));
   }
+  // The same, with keys of one score in one bucket.
+  __device__ __forceinline__ void cut_between_scores() {
+    low &= ~SCORE_REST;
+    high |= SCORE_REST;
+    cut();
+    shift = max(shift, 32u);
+  }
   __device__ static __forceinline__ u32 num_buckets() { return BUCKETS_A_THREAD * blockDim.x; }
   __device__ __forceinline__ bool holds(i64 key) const { return low <= key && key <= high; }
   __device__ __forceinline__ u32 bucket_of(i64 key) const {
@@ -48,13 +55,14 @@ struct Span {
   }
 };
 
-// From the smallest to the largest key; of SOME_EMPTY keys the empty ones are outside.
-template <bool SOME_EMPTY = false>
-__device__ Span span_of(const i64* keys, u32 count) {
+// From the smallest to the largest key; low is above high where all are empty. `see` is called as by `for_each`.
+template <class Load, class See>
+__device__ Span span_of(u32 count, Load load, See see) {
   static __shared__ i64 lows[32], highs[32];
   i64 low = NO_KEY, high = EMPTY_KEY;
-  for_each(keys, count, [&](i64 key, u32) {
-    low = min(low, SOME_EMPTY && key == EMPTY_KEY ? NO_KEY : key);
+  for_each<LOADS>(count, load, [&](i64 key, u32 place) {
+    see(key, place);
+    low = min(low, key == EMPTY_KEY ? NO_KEY : key);
     high = max(high, key);
   });
   for (i32 by = 16; by; by /= 2) {
@@ -74,11 +82,12 @@ __device__ Span span_of(const i64* keys, u32 count) {
 }
 
 // Sets buckets[i] to the number of keys that lie in the buckets before i.
-__device__ void count_before(const i64* keys, u32 count, const Span& span, u32* buckets) {
+template <class Load>
+__device__ void count_before(u32 count, Load load, const Span& span, u32* buckets) {
   static __shared__ u32 of_warps[32];
   for (u32 i = threadIdx.x; i < Span::num_buckets(); i += blockDim.x) buckets[i] = 0;
   __syncthreads();
-  for_each(keys, count, [&](i64 key, u32) {
+  for_each(count, load, [&](i64 key, u32) {
     if (span.holds(key)) atomicAdd(buckets + span.bucket_of(key), 1u);
   });
   __syncthreads();
@@ -103,46 +112,38 @@ __device__ void count_before(const i64* keys, u32 count, const Span& span, u32* 
   __syncthreads();
 }
 
-// Sorts keys in shared memory, largest first, and their slots with them: a network for a power of two of them, of which
-// those beyond `count` would be smaller than all others and so never move.
-template <bool WITH_SLOTS>
-__device__ void sort_large(i64* keys, u16* slots, u32 count) {
+// Sorts keys in shared memory, the best first: a network for a power of two of them, of which those beyond `count`
+// would be the last and so never move.
+template <class Above>
+__device__ void sort_large(i64* keys, u32 count, Above above) {
   for (u32 run = 2; run / 2 < count; run *= 2) {
     for (u32 by = run / 2; by; by /= 2) {
       for (u32 pair = threadIdx.x; pair / by * by < count; pair += blockDim.x) {
         const u32 i = pair / by * 2 * by + pair % by, other = by == run / 2 ? i ^ (run - 1) : i + by;
-        if (other >= count || keys[i] >= keys[other]) continue;
-        const i64 larger = keys[other];
+        if (other >= count || !above(keys[other], keys[i])) continue;
+        const i64 better = keys[other];
         keys[other] = keys[i];
-        keys[i] = larger;
-        if constexpr (WITH_SLOTS) {
-          const u16 slot = slots[other];
-          slots[other] = slots[i];
-          slots[i] = slot;
-        }
+        keys[i] = better;
       }
       __syncthreads();
     }
   }
 }
 
-// Calls `see` with the place of each key in descending order, the key, and, WITH_SLOTS, its place in the line given,
-// which may then have empty keys that are passed over; gives their number. `keys` and `slots` have room for all in
-// shared memory, `ends` for the buckets. The keys are read three times; the place of one is found by a look at the
+// Calls `see` with the place of each key in the order of `above`, and the key; gives their number. A larger score is
+// above a smaller one; equal scores are ordered as `above` likes. `keys` has room for all in shared memory, `ends` for
+// the buckets. The keys are loaded twice, and once more from `keys` itself; the place of one is found by a look at the
 // others of its bucket, or, where these are many, by the network.
-template <bool WITH_SLOTS, class See>
-__device__ u32 sort_line(const i64* given, u32 count, i64* keys, u32* ends, u16* slots, See see) {
+template <class Load, class Above, class See>
+__device__ u32 sort_line(u32 count, Load load, i64* keys, u32* ends, Above above, See see) {
   static __shared__ u16 large[MOST_LARGE_BUCKETS];
   static __shared__ u32 num_large;
   if (threadIdx.x == 0) num_large = 0;
-  Span span = span_of<WITH_SLOTS>(given, count);
-  span.cut();
-  count_before(given, count, span, ends);
-  for_each(given, count, [&](i64 key, u32 slot) {
-    if (WITH_SLOTS && !span.holds(key)) return;
-    const u32 place = atomicAdd(ends + span.bucket_of(key), 1u);
-    keys[place] = key;
-    if constexpr (WITH_SLOTS) slots[place] = static_cast<u16>(slot);
+  Span span = span_of(count, load, [&](i64 key, u32 place) { keys[place] = key; });
+  span.cut_between_scores();
+  count_before(count, [&](u32 place) { return keys[place]; }, span, ends);  // a thread reads what it wrote itself
+  for_each(count, load, [&](i64 key, u32) {
+    if (span.holds(key)) keys[atomicAdd(ends + span.bucket_of(key), 1u)] = key;
   });
   __syncthreads();
   const auto begin_of = [&](u32 bucket) { return bucket ? ends[bucket - 1] : 0; };
@@ -152,7 +153,7 @@ __device__ u32 sort_line(const i64* given, u32 count, i64* keys, u32* ends, u16*
   __syncthreads();
   for (u32 i = 0; i < num_large; ++i) {
     const u32 begin = begin_of(large[i]);
-    sort_large<WITH_SLOTS>(keys + begin, slots + begin, ends[large[i]] - begin);
+    sort_large(keys + begin, ends[large[i]] - begin, above);
   }
   const u32 num_keys = ends[Span::num_buckets() - 1];
   for (u32 i = threadIdx.x; i < num_keys; i += blockDim.x) {
@@ -161,9 +162,9 @@ __device__ u32 sort_line(const i64* given, u32 count, i64* keys, u32* ends, u16*
     u32 place = i;
     if (end - begin <= LARGE_BUCKET) {
       place = begin;
-      for (u32 other = begin; other < end; ++other) place += keys[other] > key;
+      for (u32 other = begin; other < end; ++other) place += above(keys[other], key);
     }
-    see(place, key, WITH_SLOTS ? slots[i] : 0u);
+    see(place, key);
   }
   return num_keys;
 }

@@ -1,10 +1,13 @@
+// raise_thresholds: sets the threshold of each query by the keys that it has gathered from a sample, and drops these.
 // select_keys: keeps the best k of the keys that each query has gathered, with a few more, and raises its threshold.
 // sort_keys: writes the best k of what was kept in descending order, as rows and scores.
 //   in   keys i64 [B,capacity], the first counts[b] of a line are filled (kernels/keys.cuh); all different
 //        counts i64 [B], may exceed capacity: then keys were lost; kept i64 [B], how many were kept the last time
 //        most >= k: more than k are kept, up to most, where they lie so near the k-th that one pass tells no better
 //        thresholds i64 [B], above which keys were gathered: EMPTY_KEY for all, NO_KEY for a query that takes no part
-//   out  select_keys, in place:
+//   out  raise_thresholds, in place: thresholds is raised to just below one of the best k ... most of the keys at hand,
+//        and spare = the threshold before; with fewer than k keys thresholds stays, and spare = EMPTY_KEY. counts = 0
+//        select_keys, in place:
 //          nothing new (counts == kept)  redo = NO_KEY
 //          counts <= capacity            the best k ... most in front, in any order; counts = kept = their number;
 //                                        thresholds is raised to just below one of them; redo = NO_KEY. All that there
@@ -19,28 +22,44 @@
 //        row; -1 and -inf at the end
 //   map  one block a query, grid x is B; 32 ... 1,024 threads, a power of two. Keys are counted in buckets of equal
 //        width between the smallest and the largest, four buckets a thread (kernels/buckets.cuh)
-//   shared  select_keys: 16 bytes a thread and 2 * most; sort_keys: 16 bytes a thread and 8 * most
+//   shared  the first `room` keys of a line, 8 bytes each, and 16 bytes a thread; select_keys: 2 * most besides
+//        sort_keys: 16 bytes a thread and 8 * most
 //   limits  1 <= k <= most <= 65,535 (and what the shared memory holds), most < capacity < 2^31
 //   cost select_keys: reads counts[b] keys three times, once for their ends, once to count them and once to close the
-//        gaps (8 bytes each; the second and third time from the second-level cache: 264 blocks of 20,000 keys are 42
-//        MB). Once more for every further count, which is made where more than most - k keys share the bucket of the
-//        k-th. Nothing but three reads for a query without new keys
-//        sort_keys: reads its keys three times, moves them to their buckets in shared memory, and finds the place of
-//        each by a look at the others of its bucket: some 10 of 13,000 with scores from the tail of a normal
-//        distribution. A bucket of more than LARGE_BUCKET, as ties make it, is sorted by a bitonic network instead:
-//        s log2(s) (log2(s) + 1) / 4 exchanges for s keys, 860,160 for 16,384
+//        gaps (8 bytes each; the second and third time from shared memory, and from the second-level cache beyond
+//        `room`). Once more for every further count, which is made where more than most - k keys share the bucket of
+//        the k-th. Nothing but three reads for a query without new keys
+//        raise_thresholds: the same without the third time
+//        sort_keys: reads its keys twice, the second time from the second-level cache, moves them to their buckets in
+//        shared memory, and finds the place of each by a look at the others of its bucket: some 10 of 13,000 with
+//        scores from the tail of a normal distribution. A bucket of more than LARGE_BUCKET, as ties make it, is sorted
+//        by a bitonic network instead: s log2(s) (log2(s) + 1) / 4 exchanges for s keys, 860,160 for 16,384
 //   examples/gpu_bench/selection_cost.py counts this, round by round
 #include "buckets.cuh"
 #include "shared_memory.cuh"
 
+// The keys of a query: once `find_bound` has read them, the first `room` are in shared memory too, at its begin.
+struct Line {
+  const i64* keys;
+  u32 room;
+
+  __device__ static __forceinline__ i64* near() { return reinterpret_cast<i64*>(shared_memory); }
+  __device__ __forceinline__ i64 operator()(u32 place) const { return place < room ? near()[place] : keys[place]; }
+  __device__ __forceinline__ u32* behind() const { return reinterpret_cast<u32*>(near() + room); }
+};
+
 // A bound that `wanted` ... `most` of the keys are not below, and how many are not. For the whole block.
-__device__ i64 find_bound(const i64* keys, u32 count, u32 wanted, u32 most, u32* buckets, u32& num_best) {
+__device__ i64 find_bound(const Line& line, u32 count, u32 wanted, u32 most, u32* buckets, u32& num_best) {
   static __shared__ u32 chosen, chosen_begin, chosen_end;
-  Span span = span_of(keys, count);
+  Span span = span_of(
+      count, [&](u32 place) { return line.keys[place]; },
+      [&](i64 key, u32 place) {
+        if (place < line.room) Line::near()[place] = key;
+      });
   u32 above = 0;  // keys above the span
   for (u32 inside = count;;) {
     span.cut();
-    count_before(keys, count, span, buckets);
+    count_before(count, line, span, buckets);
     for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) {
       const u32 bucket = BUCKETS_A_THREAD * threadIdx.x + i;
       const u32 begin = buckets[bucket], end = bucket + 1 < Span::num_buckets() ? buckets[bucket + 1] : inside;
@@ -60,12 +79,29 @@ __device__ i64 find_bound(const i64* keys, u32 count, u32 wanted, u32 most, u32*
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 2)
-    select_keys(i64* all_keys, i64* counts, i64* kept, i64 capacity, i64 k, i64 most, i64* thresholds, i64* spare,
-                i64* redo) {
+    raise_thresholds(const i64* all_keys, i64* counts, i64 capacity, i64 k, i64 most, i64 room, i64* thresholds,
+                     i64* spare) {
+  const i64 query = blockIdx.x, found = counts[query], threshold = thresholds[query];
+  const bool enough = found >= k;
+  i64 bound = EMPTY_KEY;
+  if (enough) {
+    const Line line{all_keys + query * capacity, static_cast<u32>(room)};
+    u32 num_best;
+    bound = find_bound(line, static_cast<u32>(min(found, capacity)), static_cast<u32>(k), static_cast<u32>(most),
+                       line.behind(), num_best);
+  }
+  if (threadIdx.x == 0) {
+    counts[query] = 0;
+    spare[query] = enough ? threshold : EMPTY_KEY;
+    if (enough) thresholds[query] = bound - 1;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 2)
+    select_keys(i64* all_keys, i64* counts, i64* kept, i64 capacity, i64 k, i64 most, i64 room, i64* thresholds,
+                i64* spare, i64* redo) {
   static __shared__ u32 num_holes, num_moved;
-  u32* buckets = reinterpret_cast<u32*>(shared_memory);
-  u16* holes = reinterpret_cast<u16*>(buckets + Span::num_buckets());
-  const i64 query = blockIdx.x, found = counts[query], before = kept[query], threshold = thresholds[query];
+  const i64 query = blockIdx.x, found = counts[query], threshold = thresholds[query];
   const u32 thread = threadIdx.x, wanted = static_cast<u32>(k);
   if (found < k && threshold != EMPTY_KEY && threshold != NO_KEY) {
     if (thread == 0) {
@@ -75,33 +111,38 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
     }
     return;
   }
-  if (found == before) {
+  if (found == kept[query]) {
     if (thread == 0) redo[query] = NO_KEY;
     return;
   }
   i64* keys = all_keys + query * capacity;
+  const Line line{keys, static_cast<u32>(room)};
+  u32* buckets = line.behind();
+  u16* holes = reinterpret_cast<u16*>(buckets + Span::num_buckets());
   const bool overflow = found > capacity;
   const u32 count = static_cast<u32>(min(found, capacity));
   u32 num_best = count;
   i64 bound = EMPTY_KEY;
   if (thread == 0) num_holes = num_moved = 0;
-  if (count >= wanted) bound = find_bound(keys, count, wanted, static_cast<u32>(most), buckets, num_best);
+  if (count >= wanted) bound = find_bound(line, count, wanted, static_cast<u32>(most), buckets, num_best);
   if (thread == 0) {
     redo[query] = overflow ? bound - 1 : NO_KEY;
-    counts[query] = overflow ? before : num_best;
+    counts[query] = overflow ? kept[query] : num_best;
     if (!overflow) {
       kept[query] = num_best;
       if (count >= wanted) thresholds[query] = bound - 1;
     }
   }
   if (overflow || num_best == count) return;
-  for_each(keys, num_best, [&](i64 key, u32 place) {
+  for_each(num_best, line, [&](i64 key, u32 place) {
     if (key < bound) holes[atomicAdd(&num_holes, 1u)] = static_cast<u16>(place);
   });
   __syncthreads();
-  for_each(keys + num_best, count - num_best, [&](i64 key, u32) {
-    if (key >= bound) keys[holes[atomicAdd(&num_moved, 1u)]] = key;
-  });
+  for_each(
+      count - num_best, [&](u32 place) { return line(num_best + place); },
+      [&](i64 key, u32) {
+        if (key >= bound) keys[holes[atomicAdd(&num_moved, 1u)]] = key;
+      });
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 2)
@@ -110,11 +151,14 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
   u32* ends = reinterpret_cast<u32*>(keys + most);
   const i64 query = blockIdx.x;
   const u32 count = static_cast<u32>(min(counts[query], most));
-  sort_line<false>(all_keys + query * capacity, count, keys, ends, nullptr, [&](u32 place, i64 key, u32) {
-    if (place >= k) return;
-    rows[query * k + place] = key_row(key);
-    scores[query * k + place] = key_score(key);
-  });
+  const i64* line = all_keys + query * capacity;
+  sort_line(
+      count, [&](u32 place) { return line[place]; }, keys, ends, [](i64 one, i64 other) { return one > other; },
+      [&](u32 place, i64 key) {
+        if (place >= k) return;
+        rows[query * k + place] = key_row(key);
+        scores[query * k + place] = key_score(key);
+      });
   for (i64 i = count + threadIdx.x; i < k; i += blockDim.x) {
     rows[query * k + i] = key_row(EMPTY_KEY);
     scores[query * k + i] = key_score(EMPTY_KEY);

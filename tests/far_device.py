@@ -84,6 +84,7 @@ class Watch(TorchDispatchMode):
 
     Attributes:
         num_reads: single numbers read so far; each makes the host wait.
+        num_launches: operations so far that wrote something on the far device.
         waits: names of the operations that made the host wait, those reads and copies either way among them.
     """
 
@@ -92,7 +93,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, reads: bool = False, both: bool = False) -> None:
         super().__init__()
         self.reads, self.both = reads, both
-        self.num_reads = 0
+        self.num_reads = self.num_launches = 0
         self.waits: list[str] = []
 
     def __enter__(self) -> Watch:
@@ -134,6 +135,7 @@ class Watch(TorchDispatchMode):
             if not self.both and name not in ALIASES and any(_is_data(leaf) for leaf in tree_leaves(result)):
                 raise HiddenCopy(f"{name}: makes or computes a tensor on the CPU")
             return result
+        self.num_launches += not func.is_view and not name.startswith(("aten::empty", "aten::new_empty"))
         same = {id(tensor.here): tensor for tensor in far}  # of an operation in place, or with out=
         return tree_map(lambda leaf: same.get(id(leaf), to_far(leaf)), result)
 

@@ -90,9 +90,20 @@ class StandIn:
                 keys[query, begin : begin + min(room, len(some))] = torch.tensor(some[:room], dtype=torch.int64)
                 counts[query] = begin + len(some)
 
-    def select_keys(self, grid, keys, counts, kept, capacity, k, most, thresholds, spare, redo) -> None:
+    def raise_thresholds(self, grid, keys, counts, capacity, k, most, room, thresholds, spare) -> None:
         assert grid == (len(keys), 1, 1)
-        assert keys.shape[1] == capacity
+        assert keys.shape[1] == capacity >= room
+        for query in range(len(keys)):
+            count = int(counts[query])
+            counts[query] = 0
+            spare[query] = EMPTY_KEY if count < k else int(thresholds[query])
+            if count >= k:
+                there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
+                thresholds[query] = there[: self.random.randint(k, most)][-1] - 1
+
+    def select_keys(self, grid, keys, counts, kept, capacity, k, most, room, thresholds, spare, redo) -> None:
+        assert grid == (len(keys), 1, 1)
+        assert keys.shape[1] == capacity >= room
         for query in range(len(keys)):
             count, before, threshold = int(counts[query]), int(kept[query]), int(thresholds[query])
             redo[query] = MOST_KEY

@@ -7,8 +7,11 @@ takes the longest of what it needs: memory, second-level cache, the multiprocess
 one block from begin to end. Rates are those of an H100 or H200 by their data sheets, and the score kernel is taken to
 reach 600 of their 1,979 int8 TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. The
 narrow form is taken to reach half of that, and the one that lists rows to wait for the cache. Scores are normal; the
-bytes and keys counted hold for any others without ties. A batch is scoring, selecting, sorting, re-scoring of the
-candidates and their last order; filters, choosing probes and making tiles come on top of it.
+bytes and keys counted hold for any others without ties.
+
+A batch without filters is choosing probes, making tiles, scoring, selecting, sorting, re-scoring of the candidates and
+their last order. What selects or orders among the centroids counts as selecting too. Results are left out: to copy them
+to the host goes on beside the next batch.
 """
 
 from __future__ import annotations
@@ -23,21 +26,34 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 import torch  # noqa: E402
 
+from stcli.model.search import SLOTS  # noqa: E402
 from stcli.ops.keys import make_keys  # noqa: E402
 from stcli.ops.rounds import LISTED, NARROW, STEP, WIDE, WIDE_QUERIES, levels  # noqa: E402
-from stcli.ops.scan_cuda import REDOS, most_kept, threads_for  # noqa: E402
+from stcli.ops.scan_cuda import (  # noqa: E402
+    MOST_THREADS,
+    OWN_SHARED_BYTES,
+    REDOS,
+    capacity_for,
+    most_kept,
+    selecting_threads,
+    threads_for,
+)
 
 INT8_OPS, MEMORY, CACHE = 600e12, 4e12, 5.5e12
 """Operations and bytes a second."""
 
-PROCESSORS, CLOCK, LANES, SHARED_BYTES, THREADS = 132, 1.7e9, 128, 128, 2048
-"""Multiprocessors; of each: clocks a second, instructions of one thread and bytes of shared memory a clock, threads."""
+PROCESSORS, CLOCK, LANES, SHARED_BYTES, SHARED = 132, 1.7e9, 128, 128, 227 << 10
+"""Multiprocessors; of each: clocks a second, instructions of a thread and bytes of shared memory a clock, its size."""
 
 LATENCY, LAUNCH = 800, 3e-6
 """Clocks of a load from memory, and of the barriers of a count; seconds from one launch to the next."""
 
-LOADS, BUCKETS_A_THREAD = 4, 4
+LOADS, BUCKETS_A_THREAD = 3, 4
 """As kernels/buckets.cuh has them."""
+
+TORCH_LAUNCHES = 130
+"""Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to make
+tiles, to put results where they belong. A search of all rows has more."""
 
 LOOK, COUNT, MOVE, COMPARE = 10, 14, 16, 6
 """Instructions for a key, from the loops of the kernel: to find the ends, to count it, to move it, to compare it with
@@ -61,76 +77,102 @@ class Block:
     def seconds(self, batch: int) -> float:
         """Of a launch of as many blocks as queries."""
         each = max(self.instructions / LANES, self.shared / SHARED_BYTES)
-        at_once = PROCESSORS * max(THREADS // self.threads, 1)
+        at_once = PROCESSORS * max(MOST_THREADS // self.threads, 1)
         busy = max(batch / PROCESSORS, 1) * each / CLOCK
         alone = -(-batch // at_once) * self.clocks / CLOCK
         return LAUNCH + max(batch * self.memory / MEMORY, batch * self.cache / CACHE, busy, alone)
 
 
-def select(count: float, wanted: int, num_counts: int = 1) -> Block:
-    """One selection among `count` keys: to find the ends, to count, to close the gaps."""
-    threads, kept = max(threads_for(wanted), 256), min(most_kept(wanted), count)
-    moved = min(kept, count - kept)
+@dataclass(frozen=True)
+class Step:
+    """One level of a search.
+
+    Attributes:
+        rows: looked at.
+        gathered: keys.
+        wanted, kept: of these, at least and in fact.
+        counts: of the keys that it takes to find the threshold.
+    """
+
+    rows: int
+    gathered: int
+    wanted: int
+    kept: int
+    counts: int
+
+
+def best_keys(num_rows: int, count: int) -> torch.Tensor:
+    """Keys of the best `count` of so many normal scores, best first."""
+    places = (torch.arange(count, dtype=torch.float64) + 0.5) / num_rows
+    return make_keys(torch.special.ndtri(1 - places).float(), torch.arange(count))
+
+
+def cut(keys: torch.Tensor, wanted: int, most: int, num_buckets: int) -> tuple[int, int]:
+    """How many of some keys, best first, `find_bound` of kernels/select_keys.cu keeps, and how often it counts them."""
+    line, above, counts = keys.tolist(), 0, 0
+    while True:
+        counts += 1
+        width = line[0] - line[-1]
+        shift = max(width.bit_length() - (num_buckets.bit_length() - 1), 0)
+        buckets = [(line[0] - key) >> shift for key in line]
+        chosen = buckets[wanted - above - 1]
+        end = sum(bucket <= chosen for bucket in buckets)
+        if above + end <= most:
+            return above + end, counts
+        begin = sum(bucket < chosen for bucket in buckets)
+        above, line = above + begin, line[begin:end]
+
+
+def steps_of(num_rows: int, k0: int, batch: int) -> list[Step]:
+    """The levels of a search: what passes the threshold of each, on average, is gathered by the next."""
+    found: list[Step] = []
+    for level in levels(num_rows, k0, batch):
+        rows = -(-num_rows // level.row_step)
+        gathered = min(STEP * found[-1].kept, rows) if found else rows
+        buckets = BUCKETS_A_THREAD * selecting_threads(level.wanted)
+        kept, counts = cut(best_keys(rows, gathered), level.wanted, most_kept(level.wanted), buckets)
+        found.append(Step(rows, gathered, level.wanted, kept, counts))
+    return found
+
+
+def select(step: Step, is_sample: bool) -> Block:
+    """One selection: to find the ends, to count, to close the gaps, for which a sample has no use."""
+    threads, count = selecting_threads(step.wanted), step.gathered
+    own = 16 * threads + 2 * most_kept(step.wanted)
+    near = min(max(SHARED * threads // MOST_THREADS - OWN_SHARED_BYTES - own, 0) // 8, count)
+    passes = step.counts + (not is_sample)
+    moved = 0 if is_sample else min(step.kept, count - step.kept)
     buckets = BUCKETS_A_THREAD * threads
     return Block(
         threads,
         memory=8 * count + 8 * moved,
-        cache=8 * (2 + num_counts) * count + 8 * moved,
-        instructions=(LOOK + COUNT * num_counts + MOVE) * count + 10 * buckets * num_counts,
-        shared=CONFLICTS * 4 * (count * num_counts + 2 * moved) + 16 * buckets * num_counts,
-        clocks=(2 + num_counts) * LATENCY * (-(-count // (LOADS * threads)) + 2),
+        cache=8 * count + 8 * passes * (count - near) + 8 * moved,
+        instructions=(LOOK + COUNT * step.counts + MOVE * (not is_sample)) * count + 10 * buckets * step.counts,
+        shared=8 * near * (1 + passes) + CONFLICTS * 4 * (count * step.counts + 2 * moved) + 16 * buckets * step.counts,
+        clocks=(1 + passes) * LATENCY * (-(-count // (LOADS * threads)) + 2),
     )
 
 
-def sort(num_rows: int, k0: int) -> Block:
-    """The final sort."""
-    threads, count = threads_for(k0), min(most_kept(k0), num_rows)
-    buckets, pairs = BUCKETS_A_THREAD * threads, pairs_in_buckets(num_rows, count, BUCKETS_A_THREAD * threads)
+def sort(count: int, num_rows: int, k0: int, read: int) -> Block:
+    """A sort of `count` keys, the best of so many rows, for each of which so many bytes are read."""
+    threads = threads_for(k0)
+    buckets = BUCKETS_A_THREAD * threads
+    pairs = pairs_in_buckets(best_keys(num_rows, count), buckets)
     return Block(
         threads,
-        memory=8 * count + 12 * k0,
-        cache=24 * count + 12 * k0,
+        memory=read * count + 12 * k0,
+        cache=2 * read * count + 12 * k0,
         instructions=(LOOK + COUNT + MOVE) * count + COMPARE * pairs + 10 * buckets,
-        shared=CONFLICTS * (4 * count + 12 * count + 8 * count) + 2 * 8 * pairs / 32 * CONFLICTS + 16 * buckets,
+        shared=16 * count + CONFLICTS * (4 + 12 + 8) * count + 2 * 8 * pairs / 32 * CONFLICTS + 16 * buckets,
         clocks=3 * LATENCY * (-(-count // (LOADS * threads)) + 2) + 30 * pairs / threads,
     )
 
 
-def pairs_in_buckets(num_rows: int, count: int, num_buckets: int) -> float:
-    """How many pairs of the best `count` of `num_rows` normal scores share a bucket, each with itself among them."""
-    places = (torch.arange(count, dtype=torch.float64) + 0.5) / num_rows
-    scores = torch.special.ndtri(1 - places).float()
-    keys = make_keys(scores, torch.arange(count))
+def pairs_in_buckets(keys: torch.Tensor, num_buckets: int) -> float:
+    """How many pairs of keys share a bucket, each with itself among them."""
     width = int(keys.max()) - int(keys.min())
-    buckets = (keys.max() - keys) >> max(width.bit_length() - (num_buckets.bit_length() - 1), 0)
-    return float(buckets.bincount().double().square().sum())
-
-
-def gathered(num_rows: int, k0: int) -> list[tuple[int, int, int]]:
-    """For each level: rows looked at, keys gathered, keys wanted. The most that its threshold lets pass on average."""
-    found, above = [], None
-    for level in levels(num_rows, k0):
-        rows = -(-num_rows // level.row_step)
-        found.append((rows, rows if above is None else min(STEP * most_kept(above), rows), level.wanted))
-        above = level.wanted
-    return found
-
-
-def order(num_slots: int, k: int) -> Block:
-    """The last order of the candidates, in kernels/take_best.cu."""
-    threads = threads_for(num_slots)
-    buckets, pairs = (
-        BUCKETS_A_THREAD * threads,
-        pairs_in_buckets(100 * num_slots, num_slots, BUCKETS_A_THREAD * threads),
-    )
-    return Block(
-        threads,
-        memory=(8 + 4 + 32 + 8) * num_slots + 12 * k,
-        cache=24 * num_slots + 8 * k,
-        instructions=(COUNT + LOOK + COUNT + MOVE) * num_slots + COMPARE * pairs + 10 * buckets,
-        shared=CONFLICTS * (4 + 12 + 10) * num_slots + 2 * 8 * pairs / 32 * CONFLICTS + 16 * buckets,
-        clocks=4 * LATENCY * (-(-num_slots // (LOADS * threads)) + 2) + 30 * pairs / threads,
-    )
+    shift = max(width.bit_length() - (num_buckets.bit_length() - 1), 32)
+    return float(((keys.max() - keys) >> shift).bincount().double().square().sum())
 
 
 def score_all(batch: int, rows: int, keys: int, dim: int) -> float:
@@ -150,34 +192,48 @@ def score_clusters(batch: int, num_clusters: int, num_probes: int, rows: float, 
     return LAUNCH + max(multiplied, read)
 
 
+def search(
+    num_rows: int, batch: int, k0: int, dim: int, num_clusters: int = 1, num_probes: int = 0
+) -> tuple[float, float, float]:
+    """Seconds of scoring, selecting and sorting, over all rows or those of `num_probes` clusters."""
+    looked_at = num_rows * num_probes // num_clusters or num_rows
+    steps = steps_of(looked_at, k0, batch)
+    redos = min(len(steps) - 1, REDOS) if capacity_for(num_rows, k0) >= num_rows else REDOS
+    scored = redos * LAUNCH
+    for step in steps:
+        if num_probes:
+            scored += score_clusters(batch, num_clusters, num_probes, step.rows / num_probes, step.gathered, dim)
+        else:
+            scored += score_all(batch, step.rows, step.gathered, dim)
+    selected = sum(select(step, step is not steps[-1]).seconds(batch) for step in steps)
+    ordered = sort(steps[-1].kept, looked_at, k0, 8).seconds(batch)
+    return scored, selected + redos * LAUNCH, ordered
+
+
 def shares(
     num_rows: int, batch: int, k: int, k0: int, dim: int = 128, num_clusters: int = 1, num_probes: int = 0
 ) -> dict[str, float]:
-    """Milliseconds of the parts of a batch, the share of selecting and ordering, and that of selecting and sorting in
-    scoring, selecting and sorting alone; nothing is scored again.
+    """Milliseconds of the parts of a batch, the share of selecting and ordering in it, and that of selecting and
+    sorting in scoring, selecting and sorting alone; nothing is scored again.
 
-    Without `num_probes` all rows are searched.
+    Without `num_probes` all rows are searched, and no probes are chosen. A large batch is searched in pieces: then it is
+    one of these.
     """
-    looked_at = num_rows * num_probes // num_clusters or num_rows
-    steps = gathered(looked_at, k0)
-    scored = REDOS * LAUNCH
-    for rows, keys, _ in steps:
-        if num_probes:
-            scored += score_clusters(batch, num_clusters, num_probes, rows / num_probes, keys, dim)
-        else:
-            scored += score_all(batch, rows, keys, dim)
-    # The first keys have both signs, hence most exponents, and so one count seldom tells enough.
-    blocks = [select(keys, wanted, 1 if number else 2) for number, (_, keys, wanted) in enumerate(steps)]
+    batch = min(batch, SLOTS // k0)
+    scored, selected, ordered = search(num_rows, batch, k0, dim, num_clusters, num_probes)
+    chosen = search(num_clusters, batch, num_probes, dim) if num_probes else (0.0, 0.0, 0.0)
     parts = {
+        "choose": sum(chosen),
+        "tiles": TORCH_LAUNCHES * LAUNCH,
         "score": scored,
-        "select": REDOS * LAUNCH + sum(block.seconds(batch) for block in blocks),
-        "sort": sort(looked_at, k0).seconds(batch),
+        "select": selected,
+        "sort": ordered,
         "rescore": LAUNCH + batch * k0 * (2 * dim + 12) / MEMORY,
-        "order": order(k0, k).seconds(batch),
+        "order": sort(k0, 100 * k0, k, 12).seconds(batch),
     }
-    selecting = parts["select"] + parts["sort"]
+    selecting = selected + ordered
     return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {
-        "share": (selecting + parts["order"]) / sum(parts.values()),
+        "share": (selecting + parts["order"] + chosen[1] + chosen[2]) / sum(parts.values()),
         "share_of_search": selecting / (selecting + scored),
     }
 
@@ -185,9 +241,9 @@ def shares(
 def main() -> None:
     """Print the table."""
     for (k, k0), probes in itertools.product(((100, 132), (1_000, 1_300), (10_000, 13_000)), (0, 64, 256)):
-        steps = gathered(10_000_000 * probes // 4096 or 10_000_000, k0)
+        steps = steps_of(10_000_000 * probes // 4096 or 10_000_000, k0, 1024)
         where = f"{probes} of 4,096 clusters" if probes else "all rows"
-        print(f"k={k}, k0={k0}, {where}; rows, keys gathered and wanted at each level:", *steps)
+        print(f"k={k}, k0={k0}, {where}", *steps, sep="\n  ")
         for batch in (16, 64, 256, 1024, 4096):
             cost = shares(10_000_000, batch, k, k0, num_clusters=4096, num_probes=probes)
             print(f"  B={batch:<5}", "  ".join(f"{name} {value:.3f}" for name, value in cost.items()))

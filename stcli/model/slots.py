@@ -13,8 +13,11 @@ from stcli.types import PAD_ROW, Candidates, moved
 def num_taken(rows: torch.Tensor) -> torch.Tensor:
     """How many slots of each line of rows [b, M] are taken, int64 [b]; the empty ones are the last.
 
-    By bisection: to look at all of 10,000 lines of 1,000 slots takes 50 ms on one core of AMD EPYC Zen 4, this 3 ms.
+    On the CPU by bisection: to look at all of 10,000 lines of 1,000 slots takes 50 ms on one core of AMD EPYC Zen 4,
+    this 3 ms. On a GPU each step would be eight launches.
     """
+    if rows.device.type != "cpu":
+        return (rows >= 0).sum(1)
     num_slots = rows.shape[1]
     count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     for step in (1 << bit for bit in reversed(range(num_slots.bit_length()))):

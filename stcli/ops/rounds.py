@@ -20,7 +20,10 @@ STEP = 61
 order of the index, as variants of one item do, do not fall in step."""
 
 SMALL_SAMPLE = 4096
-"""Rows from which on a sample needs no other that tells what to keep of it."""
+"""Rows down to which a sample needs no other that tells what to keep of it, unless there are many queries."""
+
+MANY_KEYS = 1 << 21
+"""Keys of a batch that a sample has to save to be worth its two launches: to write and read them takes as long."""
 
 TILE_ROWS = 4096
 LISTED_TILE_ROWS = 1 << 16
@@ -118,9 +121,9 @@ def rank_in_sample(k: int) -> int:
 
     k / STEP of the best k are in the sample on average, with the square root of that as deviation; six of these are
     added, and something for the smallest numbers, where the tail is longer. So a threshold at that rank lets pass
-    k + 6 * sqrt(STEP * k) + 10 * STEP rows, about.
+    k + 6 * sqrt(STEP * k) + 6 * STEP rows, about.
     """
-    return math.ceil(k / STEP + 6 * math.sqrt(k / STEP) + 10)
+    return math.ceil(k / STEP + 6 * math.sqrt(k / STEP) + 6)
 
 
 @dataclass(frozen=True)
@@ -131,18 +134,21 @@ class Level:
     wanted: int
 
 
-def levels(num_rows: int, k0: int) -> list[Level]:
+def levels(num_rows: int, k0: int, num_queries: int = 1) -> list[Level]:
     """What a search of so many rows looks at, small samples first: each gives the threshold of the next.
 
-    A sample is left out where its threshold would let half of the rows pass, and where there are few rows.
+    A sample is left out where its threshold would let half of the rows pass, and where there are few rows and queries.
 
-    Example: levels(10_000_000, 132) is [Level(3721, 14), Level(61, 21), Level(1, 132)].
+    Example: levels(10_000_000, 132) is [Level(3721, 10), Level(61, 17), Level(1, 132)].
     """
     found = [Level(1, k0)]
-    while num_rows > SMALL_SAMPLE and 2 * STEP * rank_in_sample(found[0].wanted) < num_rows:
-        found.insert(0, Level(found[0].row_step * STEP, rank_in_sample(found[0].wanted)))
+    while True:
+        rank = rank_in_sample(found[0].wanted)
+        few = num_rows <= SMALL_SAMPLE and num_queries * (num_rows - STEP * rank) < MANY_KEYS
+        if few or 2 * STEP * rank >= num_rows:
+            return found
+        found.insert(0, Level(found[0].row_step * STEP, rank))
         num_rows = -(-num_rows // STEP)
-    return found
 
 
 def work_over_rows(

@@ -13,13 +13,13 @@ collect as threshold. One that still does not fit after `REDOS` of these, which 
 answered by the torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor
 any of these sizes.
 
-Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 304 KB for 13,000), 32 bytes a tile, and
+Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 300 KB for 13,000), 32 bytes a tile, and
 up to 48 bytes a (query, probe) pair while tiles are made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -46,6 +46,9 @@ MOST_CANDIDATES = 16_384
 OWN_SHARED_BYTES = 2048
 """Of the kernels that sort, at most, beside what a launch asks for."""
 
+MOST_THREADS = 2048
+"""Of a multiprocessor; some have fewer, and more shared memory for each."""
+
 MOST_KEY = 2**63 - 1
 """As threshold: this query is done, or takes no part."""
 
@@ -70,13 +73,11 @@ class Round:
         works: what is scored; no (query, row) pair comes twice.
         again: the same, perhaps in larger tiles, for the few queries that are scored again.
         wanted: how many of its best keys a query keeps at least.
-        is_sample: only the thresholds are of use afterwards.
     """
 
     works: list[Work]
     again: list[Work]
     wanted: int
-    is_sample: bool = False
 
 
 def search_all_rows(
@@ -104,13 +105,10 @@ def search_all_rows(
         whole = admitted <= capacity
     work = partial(work_over_rows, num_queries, num_rows, device=device, fit=fits or fit(scan), listed=listed)
 
-    def rounds() -> Iterable[Round]:
-        *samples, last = levels(num_rows, scan.k0)
-        for level in samples:
-            yield Round(work(level.row_step), [], level.wanted, is_sample=True)
-        yield Round(work(1), work(1, large_tiles=True), last.wanted)
-
-    return _run(scan, rounds(), capacity, torch_form, unsure, whole)
+    *samples, last = levels(num_rows, scan.k0, num_queries)
+    rounds = [Round(work(level.row_step), [], level.wanted) for level in samples]
+    rounds.append(Round(work(1), work(1, large_tiles=True), last.wanted))
+    return _run(scan, rounds, capacity, torch_form, unsure, whole)
 
 
 def search_probed_rows(
@@ -120,30 +118,32 @@ def search_probed_rows(
     num_rows, offsets = len(scan.index.scales), scan.index.clusters.offsets
     starts = None if scan.spans is None else scan.spans.starts
     looked_at = -(-num_rows * probes.shape[1] // max(len(offsets) - 1, 1))  # by a query, on average
-    looks = levels(min(looked_at, num_rows), scan.k0)
+    looks = levels(min(looked_at, num_rows), scan.k0, len(probes))
     works = work_over_probes(probes, offsets, [look.row_step for look in looks], fit(scan), starts)
-    rounds = [
-        Round(work, work, look.wanted, is_sample=look.row_step > 1) for work, look in zip(works, looks, strict=True)
-    ]
+    rounds = [Round(work, work, look.wanted) for work, look in zip(works, looks, strict=True)]
     return _run(scan, rounds, capacity_for(num_rows, scan.k0), torch_form, unsure)
 
 
 def _run(
     scan: Scan,
-    rounds: Iterable[Round],
+    rounds: Sequence[Round],
     capacity: int,
     torch_form: TorchForm,
     unsure: list[torch.Tensor] | None,
     whole: torch.Tensor | None = None,
 ) -> Candidates:
-    """Run the rounds of a search; `whole`, bool [B], has the queries that need no sample, since all they see fits."""
+    """Run the rounds of a search, samples first; `whole`, bool [B], has queries that need none: all they see fits."""
     if scan.excluded is not None:
         scan = replace(scan, excluded=sorted_lines(scan.excluded))
     state = _State.of(scan, capacity, whole)
-    for round_ in rounds:
-        state.round(scan, round_)
+    *samples, last = rounds
+    for sample in samples:
+        state.sample(scan, sample)
+    # With room for all there is never too much, and a guess that was too high is taken back once for each sample.
+    has_room = capacity >= len(scan.index.scales)
+    state.round(scan, last, redos=min(len(samples), REDOS) if has_room else REDOS)
     found = state.sorted(scan.k0)
-    if capacity >= len(scan.index.scales):  # there was room for all, once a guess that was too high was taken back
+    if has_room and len(samples) <= REDOS:
         return found
     if unsure is not None:
         unsure.append(state.lost)
@@ -207,33 +207,43 @@ class _State:
     def of(cls, scan: Scan, capacity: int, whole: torch.Tensor | None) -> _State:
         device, num_queries = scan.queries.codes.device, len(scan.queries.scales)
 
-        def numbers(value: int) -> torch.Tensor:
-            return torch.full((num_queries,), value, dtype=torch.int64, device=device)
-
         keys = torch.empty(num_queries, capacity, dtype=torch.int64, device=device)
+        counts, kept = torch.zeros(2, num_queries, dtype=torch.int64, device=device)
+        thresholds, spare = torch.full((2, num_queries), EMPTY_KEY, dtype=torch.int64, device=device)
+        redo = torch.full((num_queries,), MOST_KEY, dtype=torch.int64, device=device)
         lost = torch.zeros(num_queries, dtype=torch.bool, device=device)
-        empty, most = EMPTY_KEY, MOST_KEY
-        return cls(keys, numbers(0), numbers(0), numbers(empty), numbers(empty), numbers(most), lost, whole)
+        return cls(keys, counts, kept, thresholds, spare, redo, lost, whole)
 
-    def round(self, scan: Scan, round_: Round) -> None:
+    def sample(self, scan: Scan, round_: Round) -> None:
+        """Score the tiles for thresholds alone."""
+        thresholds = self.thresholds if self.whole is None else self.thresholds.masked_fill(self.whole, MOST_KEY)
+        self._score(scan, round_.works, thresholds)
+        threads, most = selecting_threads(round_.wanted), most_kept(round_.wanted)
+        room = room_for(threads, 16 * threads, self.keys)
+        cuda.launch(
+            "select_keys.cu",
+            "raise_thresholds",
+            len(self.keys),
+            threads,
+            self.keys,
+            self.counts,
+            self.keys.shape[1],
+            round_.wanted,
+            most,
+            room,
+            self.thresholds,
+            self.spare,
+            shared_bytes=16 * threads + 8 * room,
+        )
+
+    def round(self, scan: Scan, round_: Round, redos: int) -> None:
         """Score the tiles and select; again for the queries that collected too much or too little."""
-        if round_.is_sample:
-            self._sample(scan, round_)
-            return
         thresholds, works = self.thresholds, round_.works
-        for _ in range(1 + REDOS):
+        for _ in range(1 + redos):
             self._score(scan, works, thresholds)
             self._select(round_.wanted)
             thresholds, works = self.redo, round_.again
         self.lost.logical_or_(self.redo != MOST_KEY)
-
-    def _sample(self, scan: Scan, round_: Round) -> None:
-        thresholds = self.thresholds if self.whole is None else self.thresholds.masked_fill(self.whole, MOST_KEY)
-        self.spare.copy_(self.thresholds)
-        self._score(scan, round_.works, thresholds)
-        self._select(round_.wanted)
-        self.counts.zero_()
-        self.kept.zero_()
 
     def _score(self, scan: Scan, works: list[Work], thresholds: torch.Tensor) -> None:
         queries, index = scan.queries, scan.index
@@ -275,7 +285,9 @@ class _State:
             )
 
     def _select(self, wanted: int) -> None:
-        threads, most = max(threads_for(wanted), 256), most_kept(wanted)
+        threads, most = selecting_threads(wanted), most_kept(wanted)
+        own = 16 * threads + 2 * most
+        room = room_for(threads, own, self.keys)
         cuda.launch(
             "select_keys.cu",
             "select_keys",
@@ -287,10 +299,11 @@ class _State:
             self.keys.shape[1],
             wanted,
             most,
+            room,
             self.thresholds,
             self.spare,
             self.redo,
-            shared_bytes=16 * threads + 2 * most,
+            shared_bytes=own + 8 * room,
         )
 
     def sorted(self, k0: int) -> Candidates:
@@ -318,6 +331,17 @@ class _State:
 def threads_for(num_keys: int) -> int:
     """Of a block that handles so many keys, some four each: as many buckets as keys."""
     return min(max(1 << (num_keys // 4).bit_length(), 64), 1024)
+
+
+def selecting_threads(wanted: int) -> int:
+    """Of a block that selects so many keys."""
+    return max(threads_for(wanted), 256)
+
+
+def room_for(threads: int, own: int, keys: torch.Tensor) -> int:
+    """Keys that a block holds in shared memory beside `own` bytes, so that it takes no more than its threads' share."""
+    share = cuda.most_shared_bytes(keys.device) * threads // MOST_THREADS
+    return min(max(share - OWN_SHARED_BYTES - own, 0) // 8, keys.shape[1])
 
 
 def _part(scan: Scan, queries: torch.Tensor) -> Scan:

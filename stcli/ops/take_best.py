@@ -51,7 +51,7 @@ def orders(num_slots: int, device: torch.device) -> bool:
 
 def shared_bytes(num_slots: int) -> int:
     """Dynamic shared memory of a block of the kernel."""
-    return 16 * threads_for(num_slots) + 10 * num_slots
+    return 16 * threads_for(num_slots) + 8 * num_slots
 
 
 def _torch(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int) -> Candidates:
@@ -89,7 +89,6 @@ def _cuda(rows: torch.Tensor, scores: torch.Tensor, ranks: torch.Tensor, k: int)
         ranks.contiguous(),
         num_slots,
         k,
-        torch.empty_like(rows, memory_format=torch.contiguous_format),
         best.rows,
         best.scores,
         shared_bytes=shared_bytes(num_slots),

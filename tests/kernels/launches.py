@@ -105,15 +105,31 @@ def most_for(k: int) -> int:
     return k + k // 16 + 3
 
 
-def select(keys, counts, kept, k: int, thresholds, spare, redo, threads: int = 64, seed: int = 0) -> None:
+def raise_thresholds(
+    keys, counts, k: int, thresholds, spare, threads: int = 64, seed: int = 0, room: int = 400
+) -> None:
+    run_kernel(
+        "select_keys",
+        "raise_thresholds",
+        grid=(len(keys),),
+        block=(threads,),
+        shared=16 * threads + 8 * room,
+        seed=seed,
+        args=[keys, counts, keys.shape[1], k, most_for(k), room, thresholds, spare],
+    )
+
+
+def select(
+    keys, counts, kept, k: int, thresholds, spare, redo, threads: int = 64, seed: int = 0, room: int = 400
+) -> None:
     run_kernel(
         "select_keys",
         "select_keys",
         grid=(len(keys),),
         block=(threads,),
-        shared=16 * threads + 2 * most_for(k),
+        shared=16 * threads + 2 * most_for(k) + 8 * room,
         seed=seed,
-        args=[keys, counts, kept, keys.shape[1], k, most_for(k), thresholds, spare, redo],
+        args=[keys, counts, kept, keys.shape[1], k, most_for(k), room, thresholds, spare, redo],
     )
 
 
@@ -139,9 +155,9 @@ def take_best(rows, scores, ranks, k: int, threads: int = 64, seed: int = 0) -> 
         "take_best",
         grid=(len(rows),),
         block=(threads,),
-        shared=16 * threads + 10 * rows.shape[1],
+        shared=16 * threads + 8 * rows.shape[1],
         seed=seed,
-        args=[rows, scores, ranks, rows.shape[1], k, torch.empty_like(rows), best.rows, best.scores],
+        args=[rows, scores, ranks, rows.shape[1], k, best.rows, best.scores],
     )
     return best
 

@@ -19,6 +19,7 @@ CEILINGS = {
     "filter_leaves": 64,
     "filter_match": 48,
     "filter_probes": 48,
+    "raise_thresholds": 32,
     "rescore": 40,
     "score_dp4a": 80,
     "score_mma": 128,
@@ -27,7 +28,7 @@ CEILINGS = {
     "score_mma_narrow_bounds": 96,
     "select_keys": 32,
     "sort_keys": 32,
-    "take_best": 40,
+    "take_best": 32,
     "verify_terms": 40,
 }
 """Registers of a thread: at 256 threads a block, 128 let two blocks run on a multiprocessor, 80 three, 64 four; at

@@ -25,7 +25,9 @@ TESTS = [
     "test_filter_probes.py::test_equals_the_loop[4160]",
     "test_rescore.py::test_equals_the_loop",
     "test_verify_terms.py",
-    "test_select_keys.py::test_the_best_stay[100-random]",
+    "test_select_keys.py::test_the_best_stay[100-2500-random]",
+    "test_select_keys.py::test_the_best_stay[1000-1200-few_scores]",
+    "test_select_keys.py::test_a_sample_gives_thresholds_alone[150]",
     "test_take_best.py",
     *(
         f"test_score.py::test_equals_the_loop[{case}-{form}]"

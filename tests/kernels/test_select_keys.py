@@ -32,8 +32,8 @@ def expect(keys: list[int], k: int) -> Candidates:
 
 
 @pytest.mark.parametrize("style", ["random", "one_score", "few_scores", "far_rows"])
-@pytest.mark.parametrize("k", [1, 7, 100, 1000])
-def test_the_best_stay(style, k):
+@pytest.mark.parametrize(("k", "room"), [(1, 400), (7, 0), (100, 2500), (1000, 1200)])
+def test_the_best_stay(style, k, room):
     generator = torch.Generator().manual_seed(k)
     found = [0, 1, k - 1, k, k + 1, 2 * k + 3, 2500]
     before = [0, 0, 0, k, min(k, 3), k, 0]
@@ -41,7 +41,7 @@ def test_the_best_stay(style, k):
     lines = [line[:count].tolist() for line, count in zip(keys, found, strict=True)]
     counts, kept = torch.tensor(found), torch.tensor(before)
     thresholds, spare, redo = torch.full((3, len(found)), EMPTY_KEY)
-    launches.select(keys, counts, kept, k, thresholds, spare, redo, seed=k)
+    launches.select(keys, counts, kept, k, thresholds, spare, redo, seed=k, room=room)
     assert redo.tolist() == [NO_KEY] * len(found)
     sorted_ = launches.sort(keys, counts, k, seed=k)
     for b, line in enumerate(lines):
@@ -83,6 +83,24 @@ def test_a_threshold_that_was_too_high_is_taken_back():
     assert thresholds.tolist() == [500, 501, EMPTY_KEY, EMPTY_KEY, NO_KEY]
     assert spare.tolist() == [EMPTY_KEY, EMPTY_KEY, 502, 503, 504]
     assert counts.tolist() == kept.tolist() == [0, 0, 0, 9, 0]
+
+
+@pytest.mark.parametrize("room", [0, 150, 300])
+def test_a_sample_gives_thresholds_alone(room):
+    generator = torch.Generator().manual_seed(5)
+    found = [0, 39, 40, 300, 5000]
+    keys = torch.stack([some_keys(generator, min(count, 300), 300, "random") for count in found])
+    before, counts = keys.clone(), torch.tensor(found)
+    thresholds = torch.tensor([EMPTY_KEY, 77, 78, EMPTY_KEY, 79])
+    spare = torch.full((5,), 7)
+    launches.raise_thresholds(keys, counts, 40, thresholds, spare, seed=room, room=room)
+    assert torch.equal(keys, before)
+    assert counts.tolist() == [0] * 5
+    assert spare.tolist() == [EMPTY_KEY, EMPTY_KEY, 78, EMPTY_KEY, 79]
+    assert thresholds[:2].tolist() == [EMPTY_KEY, 77]
+    for line, count, threshold in zip(keys, found, thresholds.tolist(), strict=True):
+        if count >= 40:
+            assert 40 <= int((line[:count] > threshold).sum()) <= launches.most_for(40)
 
 
 @pytest.mark.parametrize("threads", [32, 256])

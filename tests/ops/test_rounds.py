@@ -68,8 +68,9 @@ def test_every_row_comes_once_for_every_query(data):
 
 
 def test_levels_of_the_documentation():
-    assert levels(10_000_000, 132) == [Level(3721, 14), Level(61, 21), Level(1, 132)]
-    assert levels(4096, 132) == [Level(1, 132)]
+    assert levels(10_000_000, 132) == [Level(3721, 10), Level(61, 17), Level(1, 132)]
+    assert levels(4096, 64) == levels(4096, 64, 600) == [Level(1, 64)]
+    assert levels(4096, 64, 4096) == [Level(61, 14), Level(1, 64)]
 
 
 def test_what_is_sorted_fits_the_shared_memory(monkeypatch):
@@ -80,9 +81,9 @@ def test_what_is_sorted_fits_the_shared_memory(monkeypatch):
     assert not scan_cuda.sorts(13_000, CPU)
 
 
-@given(st.integers(0, 10**9), st.integers(1, 16_384))
-def test_samples_grow_and_let_few_rows_pass(num_rows, k0):
-    *samples, last = levels(num_rows, k0)
+@given(st.integers(0, 10**9), st.integers(1, 16_384), st.integers(0, 10**4))
+def test_samples_grow_and_let_few_rows_pass(num_rows, k0, num_queries):
+    *samples, last = levels(num_rows, k0, num_queries)
     assert (last.row_step, last.wanted) == (1, k0)
     capacity = scan_cuda.capacity_for(num_rows, k0)
     assert capacity > scan_cuda.most_kept(k0) or capacity >= min(num_rows, k0)
