@@ -216,8 +216,8 @@ def shares(
     """Milliseconds of the parts of a batch, the share of selecting and ordering in it, and that of selecting and
     sorting in scoring, selecting and sorting alone; nothing is scored again.
 
-    Without `num_probes` all rows are searched, and no probes are chosen. A large batch is searched in pieces: then it is
-    one of these.
+    Without `num_probes` all rows are searched, and no probes are chosen. A large batch is searched in pieces, of which
+    this is one.
     """
     batch = min(batch, SLOTS // k0)
     scored, selected, ordered = search(num_rows, batch, k0, dim, num_clusters, num_probes)
