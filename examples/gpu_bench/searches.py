@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -11,19 +12,20 @@ from gpu_bench.corpora import Corpus, batch_for, quantized
 from gpu_bench.kernels import scratch
 from gpu_bench.record import Record, seconds_of
 from stcli.model.planner import default_candidates
-from stcli.ops import cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys, split_keys
 from stcli.ops.rescore import rescore
-from stcli.ops.rounds import LISTED, Fit
-from stcli.ops.scan import Scan
-from stcli.ops.scan_cuda import fit, search_all_rows
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from stcli.types import Candidates, Quantized
 
+PLAIN = "torch matmul, mask, topk"
+
 BASELINE_ROWS = 1 << 18
+
+AUDITED = 256
+"""Queries of a batch whose recall is measured."""
 
 
 def search(corpus: Corpus, batch: int, k: int, probes: int | None, filtered: bool, backend: str) -> Candidates:
@@ -45,18 +47,19 @@ def search(corpus: Corpus, batch: int, k: int, probes: int | None, filtered: boo
     return split_keys(best_keys(keys, k))
 
 
-def baseline(corpus: Corpus, batch: int, k: int, filtered: bool, backend: str) -> Candidates:
-    """What a user writes in torch: float16 matmul, mask, topk, in pieces of 262,144 items."""
+def baseline(
+    corpus: Corpus, batch: int, k: int, filtered: bool, backend: str, dtype: torch.dtype = torch.float32
+) -> Candidates:
+    """What a user writes in torch: matmul, mask, topk, in pieces of 262,144 items. In float32 it is the truth."""
     queries = corpus.queries[:batch]
     values = corpus.embeddings.values
-    work = torch.float16 if values.device.type == "cuda" else torch.float32
     words = filter_match(corpus.matrix, corpus.program, backend=backend)[:batch] if filtered else None
     bits = torch.arange(64, device=values.device)
     best = queries.new_full((batch, 0), 0.0)
     rows = queries.new_empty((batch, 0), dtype=torch.int64)
     for first in range(0, corpus.num_items, BASELINE_ROWS):
-        part = values[first : first + BASELINE_ROWS].to(work)
-        scores = (queries.to(work) @ part.t()).float()
+        part = values[first : first + BASELINE_ROWS].to(dtype)
+        scores = (queries.to(dtype) @ part.t()).float()
         if words is not None:
             some = words[:, first // 64 : -(-(first + len(part)) // 64)]
             mask = ((some[:, :, None] >> bits) & 1).bool().flatten(1)[:, : len(part)]
@@ -73,52 +76,45 @@ def agreement(found: torch.Tensor, true: torch.Tensor) -> float:
     line = torch.arange(len(true), device=true.device)[:, None] << 32
     valid = true >= 0
     hits = torch.isin(true + line, found + line) & valid
-    return float((hits.sum(1) / valid.sum(1).clamp(min=1)).mean())
+    return float((hits.sum(1) / valid.sum(1))[valid.any(1)].mean())
 
 
-def measure_searches(
-    record: Record, corpus: Corpus, backend: str, batch: int, ks: tuple[int, ...], more: Callable[[], bool]
-) -> None:
+def measure_searches(record: Record, corpus: Corpus, backend: str, batch: int, ks: tuple[int, ...]) -> None:
     """Vectors per second, exact and probed, filtered and not, beside the baseline at the same k."""
     for k in ks:
         for filtered in (False, True):
             name = f"search: {corpus.name} {corpus.num_items:,} k={k} filtered={filtered}"
-            if not more():
-                record.skipped.append(name)
-                continue
-            with record.guard(name):
-                _measure_one(record, corpus, backend, batch_for(k, batch), k, filtered, more)
+            record.attempt(name, partial(_measure_one, record, corpus, backend, batch_for(k, batch), k, filtered))
 
 
-def _measure_one(
-    record: Record, corpus: Corpus, backend: str, batch: int, k: int, filtered: bool, more: Callable[[], bool]
-) -> None:
-    def plain() -> Candidates:
-        return baseline(corpus, batch, k, filtered, backend)
-
+def _measure_one(record: Record, corpus: Corpus, backend: str, batch: int, k: int, filtered: bool) -> None:
+    """The baseline multiplies in float16, as on a GPU one would; recall is against float32 for some of the queries."""
+    dtype = torch.float16 if record.device.type == "cuda" else torch.float32
+    audited = min(batch, AUDITED)
+    true = baseline(corpus, audited, k, filtered, backend).rows
     name = f"{corpus.name} {corpus.num_items:,} B={batch} k={k} {'filtered' if filtered else 'no filter'}"
-    seconds = seconds_of(record.device, plain, repeat=2, most=1.0)
-    true = baseline(corpus, min(batch, 256), k, filtered, backend).rows
-    slow = batch / seconds
-    record.add("search", f"{name}: torch matmul, mask, topk", vectors_per_s=slow, recall=1.0, times=1.0)
     num_clusters = len(corpus.index.clusters.offsets) - 1
+    fixed: dict[str, Any] = {"k": k, "filtered": filtered, "backend": backend}
+    ways: dict[str, Callable[[int], Candidates]] = {PLAIN: partial(baseline, corpus, dtype=dtype, **fixed)}
     for probes in (None, *(max(num_clusters // part, 1) for part in (16, 64, 256))):
-        if not more():
-            break
-        run = partial(search, corpus, batch, k, probes, filtered, backend)
-        seconds = seconds_of(record.device, run, repeat=3, most=1.5)
-        found = search(corpus, min(batch, 256), k, probes, filtered, backend).rows
-        record.add(
-            "search",
-            f"{name}: {'exact' if probes is None else f'{probes} of {num_clusters} probes'}",
-            vectors_per_s=batch / seconds,
-            recall=agreement(found, true),
-            times=batch / seconds / slow,
-        )
+        way = "exact" if probes is None else f"{probes} of {num_clusters} probes"
+        ways[way] = partial(search, corpus, probes=probes, **fixed)
+    slow = 0.0
+
+    def measure(way: str) -> None:
+        nonlocal slow
+        rate = batch / seconds_of(record.device, lambda: ways[way](batch), repeat=3, most=1.5)
+        slow = rate if way == PLAIN else slow
+        times = {"times": rate / slow} if slow else {}  # the baseline may have failed, for want of memory
+        recall = agreement(ways[way](audited).rows, true)
+        record.add("search", f"{name}: {way}", vectors_per_s=rate, recall=recall, **times)
+
+    for way in ways:
+        record.attempt(f"search: {name}: {way}", partial(measure, way))
 
 
-def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int, more: Callable[[], bool]) -> None:
-    """Filter before or after the search, dp4a or mma, fused or gathered: milliseconds and scratch bytes."""
+def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int) -> None:
+    """Filter before or after the search, fused or gathered, in milliseconds and scratch bytes."""
     device, index = record.device, corpus.index
     num_clusters = len(index.clusters.offsets) - 1
     probes = max(num_clusters // 64, 1)
@@ -126,7 +122,6 @@ def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int, 
     lines = torch.arange(batch, device=device)
     none = torch.full_like(lines, -1)
     chosen = choose_probes(queries, index.clusters.centroids, num_probes=probes, backend=backend)
-    words = filter_match(corpus.matrix, corpus.program, backend=backend)
     few = min(batch, 64)
 
     def filter_then_probe() -> Candidates:
@@ -161,28 +156,20 @@ def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int, 
         f"fused score and select ({few} queries)": fused,
         f"gathered rows, bmm, topk ({few} queries)": gathered,
     }
-    if cuda.runs_on(device):
-        scan = Scan(queries, index, None, none, 132, None, None)
 
-        def form(which: Fit) -> Candidates:
-            return search_all_rows(scan, lambda part, _: part.run([]), fits=which)
+    def measure(name: str, work: Callable[[], object]) -> None:
+        record.add(
+            "ablations",
+            f"{corpus.name} {corpus.num_items:,}: {name}",
+            ms=1e3 * seconds_of(device, work, repeat=3, most=2.0),
+            scratch_bytes=scratch(device, work),
+        )
 
-        dim = index.codes.shape[1]
-        works[f"all rows with mma ({batch} queries)"] = lambda: form(fit(scan))
-        works[f"all rows with dp4a ({batch} queries)"] = lambda: form(Fit(dim, LISTED.shared_bytes(dim)))
-    for name, work in works.items():
-        if not more():
-            record.skipped.append(f"ablations: {name}")
-            continue
-        with record.guard(f"ablations: {name}"):
-            record.add(
-                "ablations",
-                f"{corpus.name} {corpus.num_items:,}: {name}",
-                ms=1e3 * seconds_of(device, work, repeat=3, most=2.0),
-                scratch_bytes=scratch(device, work),
-            )
-    if more():
+    def left_with_few() -> None:
         got = probe_then_filter().sum(1).float()
         short = float((got < 100).float().mean())
         record.add("ablations", "queries left with fewer than 100 by probe, then filter", share=short)
-    del words
+
+    for name, work in works.items():
+        record.attempt(f"ablations: {name}", partial(measure, name, work))
+    record.attempt("ablations: queries left with few", left_with_few)
