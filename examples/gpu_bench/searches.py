@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -12,6 +13,7 @@ from gpu_bench.corpora import Corpus, batch_for, quantized
 from gpu_bench.kernels import scratch
 from gpu_bench.record import Record, seconds_of
 from stcli.model.planner import default_candidates
+from stcli.ops import cuda, rounds, scan_cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys, split_keys
@@ -26,6 +28,12 @@ BASELINE_ROWS = 1 << 18
 
 AUDITED = 256
 """Queries of a batch whose recall is measured."""
+
+SELECTIVE = (16, 64, 256, 1024)
+"""Filters that admit one row in so many, powers of two on both sides of LISTED_SHARE."""
+
+SELECTIVE_FILTERS = 64
+"""Distinct ones: at 10 M rows their words are 80 MB, more than a cache holds."""
 
 
 def search(corpus: Corpus, batch: int, k: int, probes: int | None, filtered: bool, backend: str) -> Candidates:
@@ -114,7 +122,7 @@ def _measure_one(record: Record, corpus: Corpus, backend: str, batch: int, k: in
 
 
 def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int) -> None:
-    """Filter before or after the search, fused or gathered, in milliseconds and scratch bytes."""
+    """Filter before or after the search, fused or gathered, in milliseconds and scratch bytes; forms of scoring."""
     device, index = record.device, corpus.index
     num_clusters = len(index.clusters.offsets) - 1
     probes = max(num_clusters // 64, 1)
@@ -173,3 +181,48 @@ def measure_ablations(record: Record, corpus: Corpus, backend: str, batch: int) 
     for name, work in works.items():
         record.attempt(f"ablations: {name}", partial(measure, name, work))
     record.attempt("ablations: queries left with few", left_with_few)
+    if cuda.runs_on(device):
+        record.attempt("ablations: forms of scoring", partial(measure_forms, record, corpus, backend, batch))
+
+
+def measure_forms(record: Record, corpus: Corpus, backend: str, batch: int) -> None:
+    """All rows with `mma` and with `dp4a`, for few queries and for selective filters.
+
+    FEW_QUERIES and LISTED_SHARE choose between the two; here they are set to choose the one, and then the other.
+    """
+    num_items, device = corpus.num_items, record.device
+
+    def measure(name: str, count: int, words: torch.Tensor | None, few: int, share: int) -> None:
+        queries = quantized(corpus, count, backend)
+        lines = torch.arange(count, device=device)
+        lines = torch.full_like(lines, -1) if words is None else lines % len(words)
+
+        def work() -> Candidates:
+            return search_rows(queries, corpus.index, words, lines, k0=132, backend=backend)
+
+        with patch.object(rounds, "FEW_QUERIES", few), patch.object(scan_cuda, "LISTED_SHARE", share):
+            seconds = seconds_of(device, work, repeat=3, most=1.0)
+        record.add("forms", f"{corpus.name} {num_items:,}: {name}", ms=1e3 * seconds)
+
+    def both(what: str, count: int, words: torch.Tensor | None) -> None:
+        for form, few, share in (("mma", 0, num_items + 1), ("dp4a", count + 1, 0)):
+            name = f"{what}, {count} queries, {form}"
+            record.attempt(f"forms: {name}", partial(measure, name, count, words, few, share))
+
+    for count in sorted({min(count, batch) for count in (1, 8, 16, 64, batch)}):
+        both("no filter", count, None)
+    for one_in in SELECTIVE:
+        words = random_words(SELECTIVE_FILTERS, num_items, one_in, device)
+        for count in sorted({min(count, batch) for count in (16, 64, batch)}):
+            both(f"one row in {one_in} admitted", count, words)
+
+
+def random_words(num_filters: int, num_items: int, one_in: int, device: torch.device) -> torch.Tensor:
+    """Int64 words [F, W] that admit one row in `one_in`, a power of two."""
+    size, ends = (num_filters, -(-num_items // 64)), (-(2**63), 2**63 - 1)
+    words = torch.full(size, -1, dtype=torch.int64, device=device)
+    for _ in range(one_in.bit_length() - 1):
+        words &= torch.randint(*ends, size, dtype=torch.int64, device=device)
+    if num_items % 64:
+        words[:, -1] &= (1 << num_items % 64) - 1
+    return words

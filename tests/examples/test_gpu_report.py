@@ -96,6 +96,46 @@ def test_with_the_kernels(report, monkeypatch):
     assert all(0 < row["share"] < 1 for row in selection)
     for name in ("search_rows, no filter, k=3", "by arithmetic: search_rows, no filter, k=3", "search_rows, filters"):
         assert sum(row["name"] == name for row in selection) == 1
+    forms = [row["name"].partition(": ")[2] for row in data["rows"] if row["stage"] == "forms"]
+    assert [f"no filter, {count} queries, {form}" for count in (1, 8, 16, 20) for form in ("mma", "dp4a")] == forms[:8]
+    assert len(forms) == 8 + len(searches.SELECTIVE) * 2 * 2
+
+
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+@pytest.mark.parametrize("batch", [1, 20])
+def test_each_form_of_scoring_runs_where_it_is_named(tmp_path, monkeypatch, batch):
+    """The searches with `mma` have no pairs for another kernel, and those with `dp4a` neither."""
+    corpus = gpu_report.make_corpus("R", 600, 20, torch.device("cpu"), "torch")
+    device = Emulated()
+    with_pairs = {}
+
+    class Watched:
+        def launch(self, source, kernel, grid, threads, shared_bytes, arguments):
+            if kernel.startswith("score"):
+                tiles = next(item for item in reversed(arguments) if getattr(item, "shape", (0,))[1:] == (4,))
+                if bool((tiles[:, 1] > tiles[:, 0]).any()):
+                    with_pairs.setdefault(record.running, set()).add(kernel)
+            device.launch(source, kernel, grid, threads, shared_bytes, arguments)
+
+    monkeypatch.setattr(searches, "SELECTIVE", (16,))
+    monkeypatch.setattr(searches, "seconds_of", lambda device, work, **_: 1e-3 if work() is not None else None)
+    record = Record(tmp_path, torch.device("cpu"), 1000)
+    with cuda.launching_with(Watched()):
+        searches.measure_forms(record, corpus, "cuda", batch)
+    assert record.skipped == []
+    assert len(with_pairs) == (4 if batch == 1 else 8 + 4)
+    for name, found in with_pairs.items():
+        assert found == {"score_mma_narrow" if name.endswith("mma") else "score_dp4a"}
+
+
+@pytest.mark.parametrize("share", [16, 64])
+def test_filters_of_a_known_rate(share):
+    torch.manual_seed(1)
+    words = searches.random_words(8, 100_001, share, torch.device("cpu"))
+    assert words.shape == (8, 1563)
+    counts = [sum((word % 2**64).bit_count() for word in line) for line in words.tolist()]
+    assert all(abs(count - 100_001 / share) < 6 * (100_001 / share) ** 0.5 for count in counts)
+    assert not bool((words[:, -1] >> (100_001 % 64)).any())
 
 
 def test_bytes_of_a_selection(tmp_path, monkeypatch):
