@@ -82,6 +82,7 @@ struct Tile {
     const u32 num_queries = static_cast<u32>(tile[1] - first_pair);
     if (tile[1] <= first_pair || first_row >= end_row) return;
     if (!__syncthreads_or(load_queries(first_pair, num_queries))) return;  // all have what they want
+    copy_queries(first_pair, num_queries);  // not before, as no copy may outlive its thread
 
     const i8* codes = all.codes + first_row * all.dim;
     const u32 num_rows = all.num_rows(first_row, end_row);
@@ -105,15 +106,8 @@ struct Tile {
   }
 
  private:
-  // Starts the copies of the query codes; tells whether this thread's query still wants rows.
+  // Writes what the epilogue knows of the queries; tells whether this thread's still wants rows.
   __device__ bool load_queries(i64 first_pair, u32 num_queries) {
-    const u32 pieces = dim / 16;
-    for (u32 i = threadIdx.x; i < QUERIES * pieces; i += THREADS) {
-      const u32 place = i / pieces, piece = i % pieces;
-      const bool inside = place < num_queries;
-      const i64 query = all.query_of(first_pair + (inside ? place : 0));
-      copy_async(query_codes + place * query_line + 16 * piece, all.query_codes + query * all.dim + 16 * piece, inside);
-    }
     bool wants = false;
     if (threadIdx.x < QUERIES) {
       TileQuery query{0.0f, 0.0f, 0.0f, threshold_score(NO_KEY), -1, nullptr};
@@ -131,6 +125,17 @@ struct Tile {
       tile_queries[threadIdx.x] = query;
     }
     return wants;
+  }
+
+  // Starts the copies of the query codes.
+  __device__ void copy_queries(i64 first_pair, u32 num_queries) {
+    const u32 pieces = dim / 16;
+    for (u32 i = threadIdx.x; i < QUERIES * pieces; i += THREADS) {
+      const u32 place = i / pieces, piece = i % pieces;
+      const bool inside = place < num_queries;
+      const i64 query = all.query_of(first_pair + (inside ? place : 0));
+      copy_async(query_codes + place * query_line + 16 * piece, all.query_codes + query * all.dim + 16 * piece, inside);
+    }
   }
 
   // Starts the copies of the next chunk of rows, or closes an empty group when there is none; goes to the next chunk.

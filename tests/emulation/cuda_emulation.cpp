@@ -320,6 +320,9 @@ void copy_wait(size_t newest) {
 static void enter() {
   threadIdx = fibers[current].index;
   run_kernel(kernel_arguments);
+  size_t on_their_way = fibers[current].open.size();
+  for (const auto& group : fibers[current].pending) on_their_way += group.size();
+  if (on_their_way) fail("ends before %d of its asynchronous copies", static_cast<int>(on_their_way));
   fibers[current].state = DONE;
   ++num_done;
   for (;;) stop_running();

@@ -5,7 +5,8 @@
 // lets some thread read what no other has written yet, and the result is wrong for most seeds.
 //
 // What is checked: barriers and collectives that not all threads reach, lanes that disagree about a collective,
-// misaligned fragments, writes past the dynamic shared memory (and, under AddressSanitizer, any access out of bounds).
+// misaligned fragments, threads that end before their asynchronous copies, writes past the dynamic shared memory (and,
+// under AddressSanitizer, any access out of bounds).
 // Shared memory starts as 0xCD in each block. An asynchronous copy happens when it is issued or when it is waited for,
 // as the seed decides.
 // What is not modelled: blocks that run at the same time, the memory model between blocks, bank conflicts, time.

@@ -174,9 +174,16 @@ def multiply_case(seed):
 
 def test_a_copy_that_is_not_awaited_shows():
     a, b, d = multiply_case(1)
-    run(MULTIPLY.replace("copy_wait<0>();", "copy_wait<1>();"), "multiply", block=(32,), shared=768, args=[a, b, d])
+    late = MULTIPLY.replace("copy_wait<0>();", "").rstrip("}\n") + "\n  copy_wait<0>();\n}\n"
+    run(late, "multiply", block=(32,), shared=768, args=[a, b, d])
     a[2, 16:] = 0
     assert not torch.equal(d, (a.long() @ b.long().t() + 1).int())
+
+
+@pytest.mark.parametrize("gone", ["copy_commit();", "copy_wait<0>();"])
+def test_a_copy_that_outlives_its_thread(gone):
+    with pytest.raises(EmulationError, match=r"ends before [1-9] of its asynchronous copies"):
+        run(MULTIPLY.replace(gone, ""), "multiply", block=(32,), shared=768, args=list(multiply_case(1)))
 
 
 def test_the_shape_of_a_kernel_is_checked():
