@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests import oracles_search as oracle
 from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.kernels import launches
 from tests.kernels.launches import FORMS
@@ -60,6 +61,19 @@ def test_a_full_buffer_repeats_the_round(form, seed):
     assert repeats > 0
     repeats = check(named_case("planted_ties"), "planted_ties", True, form, capacity=160, tile_rows=65, seed=seed)
     assert repeats > 0
+
+
+@pytest.mark.parametrize("form", ["mma", "mma_narrow"])
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 8, 9, 16, 20])
+def test_more_hits_than_a_warp_lists(form, queries):
+    """128 at a time: without thresholds a warp has 64 hits a query in one form, 16 in the other."""
+    case = make_case(queries, queries=queries, rows=128, k0=128)
+    found, _ = launches.search(case, FORMS[form], [[(list(range(queries)), 0, 128)]], 256, 128, 0)
+    index = {name: getattr(case.index, name).numpy() for name in ("codes", "scales")}
+    codes = case.queries.codes.numpy(), case.queries.scales.numpy()
+    rows, scores = oracle.search(codes, index, [range(128)] * queries, 128)
+    assert found.rows.tolist() == rows.tolist()
+    assert found.scores.tolist() == scores.tolist()
 
 
 @pytest.mark.parametrize("form", FORMS)
