@@ -1,4 +1,7 @@
-"""On a GPU: each operation's kernels against its torch form, and the commands against the CPU. `make gpu` runs this."""
+"""On a GPU: each operation's kernels against its torch form, and the commands against the CPU. `make gpu` runs this.
+
+The small cases of the operations run on the emulation too, so that no GPU is the first to see their code.
+"""
 
 import numpy as np
 import pytest
@@ -16,13 +19,12 @@ from stcli.ops.search_rows import search_rows
 from stcli.ops.take_best import take_best
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import Embeddings, Quantized, moved
+from tests.emulated import Emulated
+from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.ops import filter_cases, search_cases
 from tests.ops.test_device_agnostic import filters, normal, quantized
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable GPU"),
-]
+ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable GPU"))
 
 LARGE = {
     "large": {"queries": 300, "rows": 100_000, "dim": 128, "clusters": 64, "probes": 20, "k0": 132},
@@ -51,27 +53,55 @@ LARGE = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def kernels():
     why = cuda.why_not(torch.device("cuda", 0))
     if why is not None:
         pytest.skip(why)
 
 
-def equal_on_gpu(operation, *given, **options):
-    """The kernels on the GPU give bit for bit what the torch form gives on the CPU."""
+def on_gpu(test):
+    for mark in (*ON_GPU, pytest.mark.usefixtures("kernels")):
+        test = mark(test)
+    return test
+
+
+@pytest.fixture
+def device(request):
+    """Where the kernels run: a GPU, or the CPU with their emulation."""
+    if request.param == "cuda":
+        request.getfixturevalue("kernels")
+        yield torch.device("cuda")
+        return
+    if COMPILER is None:
+        pytest.skip(WHY_MISSING)
+    with cuda.launching_with(Emulated()):
+        yield torch.device("cpu")
+
+
+def cases(names, small, large=()):
+    """Small cases on both devices, large ones on a GPU alone; a case is a value, or a tuple of one for each name."""
+
+    def case(device, values, marks=()):
+        return pytest.param(device, *(values if isinstance(values, tuple) else (values,)), marks=marks)
+
+    chosen = [case("emulation", values) for values in small]
+    chosen += [case("cuda", values, ON_GPU) for values in (*small, *large)]
+    return pytest.mark.parametrize(("device", *names.split()), chosen, indirect=["device"])
+
+
+def check(device, operation, *given, **options):
+    """The kernels give bit for bit what the torch form gives on the CPU."""
     expected = operation(*given, **options, backend="torch")
-    far = [moved(value, torch.device("cuda")) for value in given]
-    found = operation(
-        *far, **{name: moved(value, torch.device("cuda")) for name, value in options.items()}, backend="cuda"
-    )
+    far = [moved(value, device) for value in given]
+    found = operation(*far, **{name: moved(value, device) for name, value in options.items()}, backend="cuda")
     pairs = (
         [(expected, found)]
         if isinstance(expected, torch.Tensor)
         else zip(*map(tensors, (expected, found)), strict=True)
     )
     for near, there in pairs:
-        assert there.device.type == "cuda"
+        assert there.device.type == device.type
         assert torch.equal(near, there.cpu())
 
 
@@ -83,83 +113,100 @@ def search_case(name):
     return search_cases.make_case(7, **LARGE[name]) if name in LARGE else search_cases.named_case(name)
 
 
-@pytest.mark.parametrize("name", [*search_cases.NAMED, *LARGE])
-def test_search_clusters(name):
+@cases("name", search_cases.NAMED, LARGE)
+def test_search_clusters(device, name):
     case = search_case(name)
     given = (case.queries, case.index, case.probes, case.words, case.filter_of_query)
-    equal_on_gpu(search_clusters, *given, **case.rest())
+    check(device, search_clusters, *given, **case.rest())
 
 
-@pytest.mark.parametrize("name", ["plain", "filters_and_ties", "excluded", *LARGE])
-def test_search_requests(name):
+@cases("name", ["plain", "filters_and_ties", "excluded"], LARGE)
+def test_search_requests(device, name):
     case = search_case(name)
     count = len(case.queries.scales) // 2
     excluded = None if case.excluded is None else case.excluded.take(slice(0, count))
     queries = Quantized(case.queries.codes[: 2 * count], case.queries.scales[: 2 * count])
     given = (queries, case.index, case.probes[: 2 * count], case.words, case.filter_of_query[:count])
-    equal_on_gpu(search_requests, *given, k0=case.k0, excluded=excluded)
+    check(device, search_requests, *given, k0=case.k0, excluded=excluded)
 
 
-@pytest.mark.parametrize("name", [*search_cases.NAMED, *LARGE])
-def test_search_rows(name):
+@cases("name", search_cases.NAMED, LARGE)
+def test_search_rows(device, name):
     case = search_case(name)
-    equal_on_gpu(search_rows, case.queries, case.index, case.words, case.filter_of_query, **case.rest())
+    check(device, search_rows, case.queries, case.index, case.words, case.filter_of_query, **case.rest())
 
 
-@pytest.mark.parametrize("num_probes", [1, 30, 1000])
-def test_choose_probes(num_probes):
-    equal_on_gpu(choose_probes, quantized(500, 100, 1), quantized(1000, 100, 2), num_probes=num_probes)
+@cases("queries centroids num_probes", [(30, 40, 1), (30, 40, 9)], [(500, 1000, count) for count in (1, 30, 1000)])
+def test_choose_probes(device, queries, centroids, num_probes):
+    given = quantized(queries, 100, 1), quantized(centroids, 100, 2)
+    check(device, choose_probes, *given, num_probes=num_probes)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_filter_match(seed):
-    _, _, matrix, program, _ = filters(seed, num_items=100_001, num_terms=300)
-    equal_on_gpu(filter_match, matrix, program)
-    equal_on_gpu(filter_match, matrix, program, places=torch.arange(0, 1500, 7))
+@cases("seed num_items num_terms", [(0, 1001, 40)], [(seed, 100_001, 300) for seed in range(3)])
+def test_filter_match(device, seed, num_items, num_terms):
+    _, _, matrix, program, _ = filters(seed, num_items, num_terms)
+    check(device, filter_match, matrix, program)
+    check(device, filter_match, matrix, program, places=torch.arange(0, matrix.own.shape[1], 7))
 
 
-@pytest.mark.parametrize("num_items", [130, 8300])
-def test_filter_probes(num_items):
+@cases("num_items", [130, 8300])
+def test_filter_probes(device, num_items):
+    """The words of pairs, without the one behind them, which a kernel leaves as it was."""
     given, allowed, _ = filter_cases.probed_case(num_items, num_items, 7, with_allowed=True)
-    equal_on_gpu(filter_probes, *given, allowed=allowed)
     expected = filter_probes(*given, allowed=allowed, backend="torch")
-    far = [moved(value, torch.device("cuda")) for value in (*given, allowed)]
-    found = filter_probes(*far[:-1], allowed=far[-1], room=2 * len(expected.words), backend="cuda")
-    assert torch.equal(found.starts.cpu(), expected.starts)
-    assert torch.equal(found.words[: len(expected.words) - 1].cpu(), expected.words[:-1])
+    num_words = len(expected.words) - 1
+    far = [moved(value, device) for value in (*given, allowed)]
+    for room in (None, 2 * num_words):
+        found = filter_probes(*far[:-1], allowed=far[-1], room=room, backend="cuda")
+        assert len(found.words) == (room or num_words) + 1
+        assert torch.equal(found.starts.cpu(), expected.starts)
+        assert torch.equal(found.words[:num_words].cpu(), expected.words[:num_words])
 
 
-@pytest.mark.parametrize("name", ["filters", "many_queries", "large_filters"])
-def test_search_clusters_by_spans(name):
+@cases("name", ["filters", "many_queries"], ["large_filters"])
+def test_search_clusters_by_spans(device, name):
     case = search_case(name)
     spans = search_cases.spans_of(case, case.filter_of_query >= 0)
     nobody = torch.full_like(case.filter_of_query, -1)
-    equal_on_gpu(search_clusters, case.queries, case.index, case.probes, None, nobody, spans=spans, **case.rest())
+    given = (case.queries, case.index, case.probes, None, nobody)
+    check(device, search_clusters, *given, spans=spans, **case.rest())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_verify_terms(seed):
+@cases("seed", range(3))
+def test_verify_terms(device, seed):
     terms, _, _, _, program = filters(seed)
     rows = (torch.arange(300 * 50).reshape(300, 50) * 37) % 5001 - 1
-    equal_on_gpu(verify_terms, terms, program, rows, torch.arange(300) % 10 - 1)
+    check(device, verify_terms, terms, program, rows, torch.arange(300) % 10 - 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("dim", [1, 100, 128, 1000])
-def test_rescore(dtype, dim):
+@cases("dtype dim", [(dtype, dim) for dtype in (torch.float16, torch.float32) for dim in (1, 100, 128, 1000)])
+def test_rescore(device, dtype, dim):
     rows = torch.arange(70 * 300).reshape(70, 300) % 601 - 1
     exponents = (torch.arange(600) % 100 - 50).to(torch.int8)
-    equal_on_gpu(rescore, normal(70, dim), Embeddings(normal(600, dim, seed=2).to(dtype), exponents), rows)
+    check(device, rescore, normal(70, dim), Embeddings(normal(600, dim, seed=2).to(dtype), exponents), rows)
 
 
-@pytest.mark.parametrize(("slots", "k"), [(1, 1), (132, 100), (1300, 2000), (13_000, 10_000), (20_000, 10_000)])
-def test_take_best(slots, k):
+@cases("dtype", [torch.float16, torch.float32])
+def test_rescore_of_subnormal_numbers(device, dtype):
+    """Products of numbers of some 1e-20, and float16 rows scaled to it: none is flushed to zero."""
+    queries, values = 1e-20 * normal(7, 20), normal(50, 20, seed=2)
+    exponents = torch.full((50,), -66, dtype=torch.int8) if dtype == torch.float16 else None
+    embeddings = Embeddings(values.half() if exponents is not None else 1e-20 * values, exponents)
+    rows = torch.arange(350).reshape(7, 50) % 50
+    scores = rescore(queries, embeddings, rows, backend="torch")
+    assert bool(((scores != 0) & (scores.abs() < torch.finfo(torch.float32).tiny)).all())
+    check(device, rescore, queries, embeddings, rows)
+
+
+@cases("slots k", [(1, 1), (132, 100), (1300, 2000)], [(13_000, 10_000), (20_000, 10_000)])
+def test_take_best(device, slots, k):
     rows = torch.arange(slots) * 7919 % 40_009 + torch.arange(30)[:, None]
     rows[:, ::5] = -1
     scores = (torch.arange(30 * slots) * 31 % 1009).view(30, slots).float() - 500
-    equal_on_gpu(take_best, rows, scores, (torch.arange(50_000) * 7919) % 50_021, k=k)
+    check(device, take_best, rows, scores, (torch.arange(50_000) * 7919) % 50_021, k=k)
 
 
+@on_gpu
 def test_kernels_take_their_turn_on_torchs_stream():
     """What torch does before and after a launch on another stream is seen and waited for."""
     stream = torch.cuda.Stream()
@@ -180,12 +227,14 @@ def arrays(path):
     return {file.name: file.read_bytes() for file in path.glob("*.npy")}
 
 
+@on_gpu
 def test_the_index_is_the_same(tiny, tmp_path):
     for device in ("cpu", "cuda"):
         stcli.build_index(tiny.items, tmp_path / device, device=device, seed=3)
     assert arrays(tmp_path / "cpu") == arrays(tmp_path / "cuda")
 
 
+@on_gpu
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 @pytest.mark.parametrize("how", [{}, {"exact": True}, {"probes": 3}], ids=str)
 def test_the_results_are_the_same(tiny, how, backend):
@@ -197,6 +246,7 @@ def test_the_results_are_the_same(tiny, how, backend):
     assert torch.equal(expected.score_matrix, found.score_matrix)
 
 
+@on_gpu
 @pytest.mark.parametrize("place", [(), ("embeddings=host",), ("terms=gpu",)], ids=str)
 @pytest.mark.parametrize("batches", [{}, {"batch_size": 7}], ids=["one_batch", "two_at_once"])
 def test_retrieve_writes_the_same_rows(tiny, tmp_path, place, batches):
