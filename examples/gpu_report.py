@@ -155,7 +155,7 @@ def run_sanitizers(record: Record) -> None:
 
     def check(tool: str, tests: str, seconds: float) -> None:
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x"]
-        text, code = run([*command, "-p", "no:cacheprovider", "-k", tests, TESTS], seconds)
+        text, code = run([*command, "-p", "no:cacheprovider", "-m", "gpu", "-k", tests, TESTS], seconds)
         summary = [
             line for line in text.splitlines() if "SUMMARY" in line or re.search(r"\d (passed|failed|skipped)", line)
         ]

@@ -398,10 +398,11 @@ def test_a_sanitizer_that_saw_no_test_has_failed(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_the_sanitizer_has_tests_to_run():
     for tests in {tests for tests, _ in gpu_report.SANITIZED.values()}:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-k", tests, gpu_report.TESTS]
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "-k", tests, gpu_report.TESTS]
         text, code = gpu_report.run(command, 300)
         assert code == 0, text
-        assert f"{gpu_report.TESTS}::test_search_clusters[odd_width]" in text
+        assert f"{gpu_report.TESTS}::test_search_clusters[cuda-odd_width]" in text
+        assert "emulation" not in text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
