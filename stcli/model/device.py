@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,27 +10,35 @@ import torch
 from stcli.errors import DeviceError
 from stcli.ops import cuda, native
 
+ALL_GPUS = "cuda:all"
+ONE = "auto, cpu, cuda or cuda:<number>"
 
-def choose_device(name: str) -> torch.device:
+
+def choose_device(name: str, expected: str = ONE) -> torch.device:
     """`auto` is the first GPU if torch can use one, else the CPU.
+
+    Args:
+        name: of the device.
+        expected: what may be named, for the message.
 
     Raises:
         DeviceError: the device is unknown, or torch cannot use it here.
     """
+    if name == ALL_GPUS:
+        raise DeviceError(f"--device {name}: only retrieve works on several GPUs; expected {ONE}")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>") from error
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"--device {name!r}: expected auto, cpu, cuda or cuda:<number>")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        why = _why_unusable()
-        raise DeviceError(f"--device {name}: {why}; use --device cpu, or install a CUDA build of torch and a driver")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"--device {name}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
-    return device
+    if name == "cpu":
+        return torch.device(name)
+    # Torch has more kinds of devices, and takes the number of a GPU modulo 256.
+    if not re.fullmatch(r"cuda(:[0-9]+)?", name, re.ASCII):
+        raise DeviceError(f"--device {name!r}: is unknown; expected {expected}")
+    count = _count_gpus(name)
+    number = int(name[5:] or 0)
+    if number >= count:
+        known = "cuda:0" if count == 1 else f"cuda:0 … cuda:{count - 1}"
+        raise DeviceError(f"--device {name}: is not on this machine; expected {known}, auto or cpu")
+    return torch.device("cuda", number) if ":" in name else torch.device("cuda")
 
 
 def choose_devices(name: str) -> tuple[torch.device, ...]:
@@ -38,10 +47,21 @@ def choose_devices(name: str) -> tuple[torch.device, ...]:
     Raises:
         DeviceError: as `choose_device`.
     """
-    if name != "cuda:all":
-        return (choose_device(name),)
-    choose_device("cuda")
-    return tuple(torch.device("cuda", number) for number in range(torch.cuda.device_count()))
+    if name != ALL_GPUS:
+        return (choose_device(name, f"{ONE.replace(' or', ',')} or {ALL_GPUS}"),)
+    return tuple(torch.device("cuda", number) for number in range(_count_gpus(name)))
+
+
+def _count_gpus(name: str) -> int:
+    """How many GPUs torch can use, at least one for a device so named.
+
+    Raises:
+        DeviceError: there is none.
+    """
+    if not torch.cuda.is_available():
+        why = _why_unusable()
+        raise DeviceError(f"--device {name}: {why}; use --device cpu, or install a CUDA build of torch and a driver")
+    return torch.cuda.device_count()
 
 
 def free_bytes(device: torch.device) -> int:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from stcli import __version__
 from stcli.config import BuildConfig, Progress, UpdateConfig, no_progress
 from stcli.errors import FormatError, InputError
+from stcli.model.device import choose_device
 from stcli.pipeline.build_index import build_index
 from stcli.pipeline.compact import compact
 from stcli.pipeline.drift import measure_drift
@@ -87,6 +88,7 @@ def update(
     path = Path(output)
     given = [source for source in (model, upsert, delete, config.item_tower) if source is not None]
     atomic.check_output(path, config.overwrite, directory=not config.compact, inputs=given)
+    choose_device(config.device)  # a wrong name is found before anything is read
     limit_arrow(config.memory_limit)
     start = time.perf_counter()
     old = open_as_set(Path(model))

@@ -1,5 +1,9 @@
 """Which device a name stands for, and what is said where that may surprise."""
 
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -54,10 +58,48 @@ def test_a_gpu_that_cannot_be_had_is_one_sentence(without):
     for name in ("cuda", "cuda:1"):
         with pytest.raises(DeviceError, match=f"^--device {name}: {without}; use --device cpu, or install .*$"):
             choose_device(name)
-    with pytest.raises(DeviceError, match="'cuda:all': expected auto, cpu, cuda or cuda:<number>"):
-        choose_device("cuda:all")  # of commands that work on one device
-    with pytest.raises(DeviceError, match=f"^--device cuda: {without}"):
+    with pytest.raises(DeviceError, match=f"^--device cuda:all: {without}; use --device cpu, or install .*$"):
         choose_devices("cuda:all")
+
+
+WRONG = (
+    "",
+    "gpu",
+    "CUDA",
+    "cuda:",
+    "cuda:-1",
+    "cuda:one",
+    "cuda: 1",
+    "cuda:²",
+    "cuda:0\n",
+    "cpu:0",
+    "meta",
+    "mps",
+    "all",
+)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_unknown_name_is_one_sentence_that_lists_the_known_ones(name, with_gpus):
+    said = re.escape(f"--device {name!r}: is unknown; expected auto, cpu, cuda")
+    with pytest.raises(DeviceError, match=f"^{said} or cuda:<number>$"):
+        choose_device(name)
+    with pytest.raises(DeviceError, match=f"^{said}, cuda:<number> or cuda:all$"):
+        choose_devices(name)
+
+
+def test_all_gpus_are_for_retrieve_only(tiny, tmp_path, with_gpus):
+    said = "^--device cuda:all: only retrieve works on several GPUs; expected auto, cpu, cuda or cuda:<number>$"
+    out, to_delete = tmp_path / "out", tmp_path / "ids.parquet"
+    pq.write_table(pa.table({"item_id": [3]}), to_delete)
+    for work in (
+        lambda: stcli.build_index(tiny.items, out, device="cuda:all"),
+        lambda: stcli.bench(tiny.model, tiny.queries, out, device="cuda:all"),
+        lambda: stcli.update(tiny.model, out, delete=to_delete, device="cuda:all"),
+    ):
+        with pytest.raises(DeviceError, match=said):
+            work()
+    assert not out.exists()
 
 
 def test_a_gpu_is_taken(with_gpus, monkeypatch):
@@ -67,8 +109,14 @@ def test_a_gpu_is_taken(with_gpus, monkeypatch):
     assert device_warnings("auto", GPU) == []
     assert [str(device) for device in choose_devices("cuda:all")] == ["cuda:0", "cuda:1", "cuda:2"]
     assert [str(device) for device in choose_devices("cuda:2")] == ["cuda:2"]
-    with pytest.raises(DeviceError, match=r"--device cuda:3: this machine has 3 GPU\(s\), numbered from 0"):
-        choose_device("cuda:3")
+
+
+@pytest.mark.parametrize(("count", "known"), [(1, "cuda:0"), (3, "cuda:0 … cuda:2")])
+@pytest.mark.parametrize("name", ["cuda:3", "cuda:256", f"cuda:{10**30}"])  # torch takes numbers modulo 256
+def test_a_gpu_that_is_not_there(with_gpus, monkeypatch, name, count, known):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(DeviceError, match=f"^--device {name}: is not on this machine; expected {known}, auto or cpu$"):
+        choose_device(name)
 
 
 @pytest.mark.parametrize("name", ["auto", "cuda"])

@@ -87,10 +87,8 @@ def test_a_worker_on_each_device(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_no_gpu_to_spread_over(tiny, tmp_path):
-    with pytest.raises(DeviceError, match="--device cuda: torch"):
+    with pytest.raises(DeviceError, match="--device cuda:all: torch"):
         stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", device="cuda:all")
-    with pytest.raises(DeviceError, match="'cuda:all': expected auto, cpu, cuda or cuda:<number>"):
-        stcli.build_index(tiny.items, tmp_path / "index", device="cuda:all")
 
 
 def test_workers_take_the_devices_in_turn():
