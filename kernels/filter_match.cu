@@ -10,8 +10,8 @@
 //        filter_leaves: 256 threads, warps stride over the leaves, gridDim.y * 8 at a time.
 //        filter_match: a multiple of 32 threads, warps stride over the filters; 512 * (max_depth - 1) bytes of shared
 //        memory a warp hold what lies below the top of the stack
-//   limits  the caller has checked programs and leaves (filter_match.py); first_word and num_group_words are multiples
-//        of 64, the last group may reach beyond W; (max_depth - 1) * 512 <= shared memory of a block
+//   limits  programs, leaves and offsets lead to what is there (dispatch.py); first_word and num_group_words are
+//        multiples of 64, the last group may reach beyond W; (max_depth - 1) * 512 <= shared memory of a block
 //   cost from memory: own rows that are used and all Bloom rows once, 8 F W bytes written. From the second-level
 //        cache: 8 bytes for each leaf of each program and word, num_hashes * 8 for each Bloom leaf and word (the rows
 //        of a block are read by all leaves of one thread block, so mostly from its first-level cache). One operation a

@@ -7,7 +7,7 @@
 //   map  a block of whole warps a query, grid x is B; a lane a word of any of the query's pairs, so that all lanes run
 //        the same program and neighbours read neighbouring words. 256 * (max_depth - 1) bytes of shared memory a warp
 //        hold what lies below the top of the stack
-//   limits  the caller has checked programs and leaves (filter_match.py); B < 2^31; 256 * (max_depth - 1) <= shared
+//   limits  programs, leaves and offsets lead to what is there (dispatch.py); B < 2^31; 256 * (max_depth - 1) <= shared
 //        memory of a block
 //   cost for each word 8 bytes written and 8 read for each leaf of the program on an own row, 8 a bit for ranges,
 //        8 * num_hashes for Bloom terms; log2(P) steps to find its pair. Nothing is shared between filters, but a query

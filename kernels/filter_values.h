@@ -13,7 +13,7 @@
 
 namespace stcli {
 
-// A feature as stcli/filters/texts.py passes it, eleven int64 numbers.
+// A feature as stcli/filters/texts.py passes it, twelve int64 numbers.
 struct FilterFeature {
   enum Type : int64_t { STRING, INTEGER, FLOAT, BOOLEAN, DATE, TIMESTAMP };
   Type type;
@@ -22,6 +22,7 @@ struct FilterFeature {
   int64_t smallest_row, largest_row, bits;  // of its rank slices; bits 0: it has none
   const void* values;                      // uint8, int64 or float64
   const int64_t* offsets;                  // of strings: [num_terms + 1]
+  int64_t num_bytes;                       // of strings
   int64_t name_bytes;                      // names of all features stand one after another
 };
 
@@ -132,8 +133,9 @@ class ValueReader {
   static Interval string_ranks(const FilterFeature& feature, std::string_view wanted) {
     const char* data = static_cast<const char*>(feature.values);
     const auto value = [&](int64_t rank) {
-      const int64_t begin = feature.offsets[rank];
-      return std::string_view(data + begin, feature.offsets[rank + 1] - begin);
+      const int64_t begin = feature.offsets[rank], end = feature.offsets[rank + 1];
+      const bool whole = begin >= 0 && begin <= end && end <= feature.num_bytes;  // offsets come from a file
+      return whole ? std::string_view(data + begin, end - begin) : std::string_view();
     };
     int64_t low = 0;  // string_view compares bytes as unsigned, as Python does
     for (int64_t high = feature.num_terms; low < high;) {

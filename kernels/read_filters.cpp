@@ -1,6 +1,6 @@
 // read_filters: filter texts to the programs of their plans; what is in doubt is left to Python, which has the
 // definition (stcli/filters/parse.py, bounds.py) and the messages.
-//   in   texts u8, offsets i64 [T + 1]   features i64 [F, 11], names u8   own_row i32 [V]   limits
+//   in   texts u8, offsets i64 [T + 1]   features i64 [F, 12], names u8   own_row i32 [V]   limits
 //   out  see `stcli_take_filters`
 //   cost 0.2 us a short condition, 0.7 us where IN lists and ranges are many (CPU time, AMD EPYC Zen 4)
 #include <cstdint>

@@ -4,7 +4,8 @@
 //   out  verified u8 [B,M]
 //   map  one warp a candidate, a lane a term of its row; the program is the same for all lanes and its stack is the
 //        bits of one register. A block of 256 threads has 8 candidates, grid x is ceil(B M / 8)
-//   limits  the caller has checked the programs; none needs a stack of more than 64; B M < 2^34
+//   limits  programs, rows and filters lead to what is there (dispatch.py); stacks of 64 at most; B M < 2^34.
+//        A row whose offsets do not lie in 0 ... num_values counts as one without terms
 //   cost each term of a row looks for its interval in each leaf that is reached: 4 bytes a term from memory once (the
 //        first-level cache holds them for the next leaf), log2 of the intervals of the leaf in steps
 #include "filter_program.cuh"
@@ -33,7 +34,7 @@ __device__ bool has_term(const i32* terms, i64 count, const i32* lows, const i32
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    verify_terms(const i32* term_values, const i64* term_offsets, const i32* lows, const i32* highs,
+    verify_terms(const i32* term_values, const i64* term_offsets, i64 num_values, const i32* lows, const i32* highs,
                  const i64* leaf_offsets, const i32* ops, const i64* op_offsets, const i64* rows,
                  const i64* filter_of_query, i64 num_queries, i64 num_slots, u8* verified) {
   const i64 slot = static_cast<i64>(blockIdx.x) * 8 + threadIdx.x / 32;
@@ -42,8 +43,10 @@ extern "C" __global__ void __launch_bounds__(256)
   const i64 row = rows[slot], filter = filter_of_query[slot / num_slots];
   bool holds = row >= 0;
   if (row >= 0 && filter >= 0) {
-    const i32* terms = term_values + term_offsets[row];
-    const i64 count = term_offsets[row + 1] - term_offsets[row];
+    const i64 begin = term_offsets[row], past = term_offsets[row + 1];
+    const bool whole = begin >= 0 && begin <= past && past <= num_values;
+    const i32* terms = term_values + (whole ? begin : 0);
+    const i64 count = whole ? past - begin : 0;
     u64 stack = 0;  // the top is the lowest bit
     for (i64 place = op_offsets[filter]; place < op_offsets[filter + 1]; ++place) {
       const i32 op = ops[place];

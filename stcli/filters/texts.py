@@ -67,11 +67,12 @@ class TextReader:
 
 def _row(feature: Feature, layout: Layout) -> list[int]:
     """A feature as `FilterFeature` in `kernels/filter_values.h`."""
-    values, kind, ends = feature.values, feature.kind, 0
+    values, kind, ends, num_bytes = feature.values, feature.kind, 0, 0
     if isinstance(values, Strings):
         address, ends = values.data.ctypes.data, values.offsets.ctypes.data
+        num_bytes = len(values.data)
     else:
         address = values.ctypes.data
         if kind in ("integer", "float"):
             kind = "float" if values.dtype == np.float64 else "integer"
-    return [_KINDS.index(kind), *layout.numbers(feature), address, ends, len(feature.name.encode())]
+    return [_KINDS.index(kind), *layout.numbers(feature), address, ends, num_bytes, len(feature.name.encode())]

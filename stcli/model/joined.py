@@ -13,6 +13,7 @@ from stcli.model.segment import Segment
 from stcli.storage.artifact import Artifact
 from stcli.storage.artifact_set import ArtifactSet
 from stcli.storage.ids import ItemIds
+from stcli.storage.steering import check_ranks
 
 
 def open_segments(opened: Artifact | ArtifactSet, backend: str) -> list[Segment]:
@@ -102,10 +103,14 @@ def interleave_ranks(segments: Sequence[Segment]) -> torch.Tensor:
     The ranks of the other segments lie in a file and are not written again: to rank `r` there belongs, among all,
     `r` and as many as the result has numbers of at most `r`.
 
+    Raises:
+        FormatError: the ranks or the order of the last segment are damaged.
+
     Returns:
         int64 [M], ascending: for each id of the last segment, the smallest first, how many ids of the others are below.
     """
     *others, fresh = segments
+    check_ranks(fresh.manifest, fresh.artifact.arrays, str(fresh.artifact.path))
     ordered = fresh.ids.take(fresh.ids.order)
     below = np.zeros(len(ordered), np.int64)
     for segment in others:

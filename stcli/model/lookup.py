@@ -58,7 +58,7 @@ class IdLookup:
         if pa.types.is_integer(wanted.type) == self.ids.is_string:
             return np.full(len(wanted), -1, np.int64)
         if self.ids.is_string:
-            place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids.ids)
+            place = pc.index_in(wanted.cast(pa.large_string()), value_set=self.ids.readable)
             return pc.fill_null(place, -1).to_numpy(zero_copy_only=False).astype(np.int64)
         if wanted.type == pa.uint64():  # what no item has becomes null
             fits = pc.less_equal(wanted, pa.scalar(2**63 - 1, pa.uint64()))

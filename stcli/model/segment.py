@@ -21,6 +21,7 @@ from stcli.ops.filter_match import filter_match
 from stcli.ops.filter_probes import cluster_words, filter_probes
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
+from stcli.storage.steering import check_opened, check_placed
 from stcli.types import (
     BLOCK_ROWS,
     BLOCK_WORDS,
@@ -45,6 +46,7 @@ class Segment(nn.Module):
     """The items of one file as tensors. Buffers move with `.to(device)`; ids and exact terms stay on the host.
 
     Attributes:
+        artifact: what it was made from.
         base: row of its first item among the rows of all segments.
         first_block: block of the bit matrix that its first row has in the index it was cut from.
         living_words: int64 [W] words of the rows that may be returned, on the host, or None for all.
@@ -72,6 +74,8 @@ class Segment(nn.Module):
     ) -> None:
         super().__init__()
         manifest, arrays = artifact.manifest, artifact.arrays
+        self.artifact = artifact
+        check_opened(manifest, arrays, str(artifact.path))
         self.manifest: dict[str, Any] = manifest
         self.backend, self.base = backend, base
         for name in _BUFFERS:
@@ -97,7 +101,12 @@ class Segment(nn.Module):
         self._most_words = lengths.sort(descending=True).values.cumsum(0)
 
     def place(self, device: torch.device, placement: Placement) -> None:
-        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there."""
+        """Move the tensors to a GPU as a placement says; those that stay on the host are used from there.
+
+        Raises:
+            FormatError: an array is damaged that a kernel would follow, see `stcli.storage.steering`.
+        """
+        self._check_placed(device, terms="terms" in placement.gpu)
         for group in placement.gpu:
             if group == "terms":
                 self.terms = Postings(self.terms.values.to(device), self.terms.offsets.to(device))
@@ -107,6 +116,17 @@ class Segment(nn.Module):
                     setattr(self, name, self.get_buffer(name).to(device))
         if self.overarch is not None:
             self.overarch.to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Segment:
+        """What `.to(device)` does."""
+        super()._apply(fn, recurse)
+        self._check_placed(self.device, terms=False)
+        return self
+
+    def _check_placed(self, device: torch.device, *, terms: bool) -> None:
+        if device.type != "cpu":
+            artifact = self.artifact
+            check_placed(artifact.manifest, artifact.arrays, str(artifact.path), terms=terms)
 
     @property
     def num_rows(self) -> int:

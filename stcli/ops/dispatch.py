@@ -50,7 +50,11 @@ def resolve(backend: str, tensor: torch.Tensor, *, kernel: bool = False) -> str:
 
 
 def reads_values(form: str, tensor: torch.Tensor) -> bool:
-    """Whether an operation may check values: the host would have to wait for a GPU, whose kernels check for themselves.
+    """Whether an operation may check values: on a GPU it may not, since the host would have to wait.
+
+    Kernels follow values without asking. Arrays of an artifact are checked before a GPU has them
+    (`stcli/storage/steering.py`); programs, probes and rows are within range as the operations before make them. Who
+    calls an operation on a GPU with other values has to check them first.
 
     Args:
         form: from `resolve`.

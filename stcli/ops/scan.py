@@ -55,7 +55,7 @@ class Scan:
     def check(self, *, values: bool = True) -> Shapes:
         """Check dtypes, shapes and, with `values`, ranges; returns the bound letters.
 
-        To read values, the host must wait for a GPU; the kernels there stay within the sizes that they are given.
+        To read values, the host must wait for a GPU, see `stcli.ops.dispatch.reads_values`.
 
         Raises:
             TensorError: a tensor has another dtype, shape or range than stated.

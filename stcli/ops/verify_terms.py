@@ -28,7 +28,8 @@ def verify_terms(
     `0, 1, OP_NOT, OP_AND` is false for row 0, which has term 5, and false for row 1, which lacks term 2.
 
     Args:
-        terms: `Postings` int32, N lines, each ascending without repeats.
+        terms: `Postings` int32, N lines, each ascending without repeats. A line whose offsets do not lie within the
+            values counts as empty: they come from a file, and are too many to be checked when it is opened.
         program: `TermProgram` with F filters over L leaves.
         rows: int64 [B, M], 0 … N-1, or -1 in empty slots.
         filter_of_query: int64 [B], 0 … F-1, or -1 where every row is fine.
@@ -108,8 +109,9 @@ def _has_term(
     may have ten thousand values.
     """
     rows = rows[which]
-    starts = terms.offsets[rows]
-    counts = terms.offsets[rows + 1] - starts
+    starts, ends = terms.offsets[rows], terms.offsets[rows + 1]
+    whole = (starts >= 0) & (starts <= ends) & (ends <= len(terms.values))
+    counts = torch.where(whole, ends - starts, 0)
     found = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     if len(program.lows) == 0:
         return found
@@ -154,6 +156,7 @@ def _cuda(terms: Postings, program: TermProgram, rows: torch.Tensor, filter_of_q
         _THREADS,
         terms.values,
         terms.offsets,
+        len(terms.values),
         program.lows,
         program.highs,
         program.leaf_offsets,

@@ -5,7 +5,7 @@ Everything is read in pieces, so that checking takes little memory. FORMAT.md st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,8 @@ from stcli.filters.vocabulary import Strings
 from stcli.ops.count_bits import count_bits
 from stcli.storage.ids import ItemIds
 from stcli.storage.parquet import open_table
+from stcli.storage.steering import PIECE, check_offsets, damage, offset_ends, pieces
 from stcli.types import BLOCK_ROWS, BLOCK_WORDS
-
-PIECE = 1 << 22
-"""Numbers looked at in one piece."""
 
 
 def check_arrays(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> list[str]:
@@ -57,37 +55,21 @@ class _Checker:
         return list(self.checks)
 
     def _fail(self, name: str, found: str) -> FormatError:
-        return FormatError(f"{self.where}: {name} {found}, so the content is damaged; make it again from its input")
+        return damage(self.where, name, found)
 
     def _require(self, holds: Any, name: str, found: str) -> None:
         if not bool(holds):
             raise self._fail(name, found)
 
     def _offsets(self) -> None:
-        arrays = self.arrays
-        ends = {
-            "cluster_offsets": (self.manifest["num_clusters"], self.num_items),
-            "term_offsets": (self.num_items, len(arrays["term_values"])),
-            "bloom_offsets": (-(-self.num_items // BLOCK_ROWS), len(arrays["bloom_words"])),
-        }
-        if "item_id_offsets" in arrays:
-            ends["item_id_offsets"] = (self.num_items, len(arrays["item_id_bytes"]))
-        for number, feature in enumerate(self.manifest["filter"]["features"]):
-            name = f"vocabulary_{number:03d}"
-            if f"{name}_offsets" in arrays:
-                ends[f"{name}_offsets"] = (feature["num_terms"], len(arrays[f"{name}_bytes"]))
-        for name, (count, last) in ends.items():
-            offsets = arrays[name]
-            self._require(len(offsets) == count + 1, name, f"has {len(offsets)} entries, expected {count + 1}")
-            self._require(offsets[0] == 0 and offsets[-1] == last, name, f"does not run from 0 to {last}")
-            for part in _pieces(len(offsets), overlap=1):
-                self._require((np.diff(offsets[part]) >= 0).all(), name, "descends")
+        for name in offset_ends(self.manifest, self.arrays):
+            check_offsets(self.manifest, self.arrays, self.where, name)
 
     def _codes(self) -> None:
         dim = int(self.manifest["dim"])
         for name in ("codes", "centroid_codes"):
             codes = self.arrays[name]
-            for part in _pieces(len(codes), codes.shape[1]):
+            for part in pieces(len(codes), codes.shape[1]):
                 self._require(codes[part].min(initial=0) >= -127, name, "hold -128")
                 self._require(not codes[part, dim:].any(), name, f"are not zero beyond {dim} dimensions")
 
@@ -95,7 +77,7 @@ class _Checker:
         for name in ("scales", "centroid_scales", "cluster_radii", "errors", "norms"):
             if name not in self.arrays:
                 continue
-            for part in _pieces(len(self.arrays[name])):
+            for part in pieces(len(self.arrays[name])):
                 values = self.arrays[name][part]
                 fine = values > 0 if name.endswith("scales") else values >= 0
                 self._require(
@@ -106,13 +88,13 @@ class _Checker:
         for name in ("embeddings", "embedding_values"):
             if name in self.arrays:
                 values = self.arrays[name]
-                for part in _pieces(len(values), values.shape[1]):
+                for part in pieces(len(values), values.shape[1]):
                     self._require(np.isfinite(values[part]).all(), name, "hold a value that is not finite")
 
     def _ids(self) -> None:
         ids = ItemIds.from_arrays(dict(self.arrays))
         known = ids.ids if not ids.is_string else ids.ids.cast(pa.large_binary())
-        for part in _pieces(self.num_items, overlap=1):
+        for part in pieces(self.num_items, overlap=1):
             rows = np.asarray(ids.order[part])
             self._require(
                 rows.min() >= 0 and rows.max() < self.num_items, "id_order", "names a row that does not exist"
@@ -185,7 +167,7 @@ class _Checker:
     def _own_rows(self) -> None:
         own = self.arrays["own_words"]
         bits = np.zeros(len(own), np.int64)
-        for part in _pieces(len(own), max(own.shape[1], 1)):
+        for part in pieces(len(own), max(own.shape[1], 1)):
             bits[part] = count_bits(torch.from_numpy(np.array(own[part]))).numpy()
         owned = np.flatnonzero(self.arrays["own_row"] >= 0)
         wanted = self.arrays["term_counts"][owned]
@@ -201,13 +183,6 @@ class _Checker:
             self._require(
                 bits[row] == self.arrays["feature_present"][feature], "own_words", "differ from the items with a value"
             )
-
-
-def _pieces(count: int, width: int = 1, overlap: int = 0) -> Iterator[slice]:
-    """Slices of `count` lines of `width` numbers; each reaches `overlap` lines into the next."""
-    step = max(PIECE // max(width, 1), 1)
-    for start in range(0, count, step):
-        yield slice(start, min(start + step + overlap, count))
 
 
 def check_results(folder: Path, manifest: Mapping[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from stcli.filters.pieces import Pieces
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.texts import TextReader
 from stcli.filters.tree import MAX_DEPTH, to_text
+from stcli.filters.vocabulary import Strings
 from stcli.ops import native
 from tests.filters.indexed import Indexed, index_table, random_sizes
 from tests.filters.random_tables import random_table, random_tree
@@ -181,3 +183,14 @@ def test_the_form_of_the_paper():
 def _many_values():
     vocabulary = index_table(pa.table({"n": range(400)})).vocabulary
     return vocabulary, paper_layout(vocabulary, 512, 2)
+
+
+@pytest.mark.parametrize("ends", [(0, 2**40, 2, 3), (0, -(2**40), 2, 3), (0, 3, 2, 3)], ids=str)
+def test_a_damaged_vocabulary_is_not_followed(ends):
+    """Values that do not lie within the bytes are empty ones, so that only they are lost."""
+    planner = index_table(pa.table({"tag": ["a", "b", "c"]})).planner
+    (feature,) = planner.vocabulary.features
+    damaged = replace(feature, values=Strings(feature.values.data, np.array(ends)))
+    reader = TextReader(replace(planner.vocabulary, features=(damaged,)), planner.layout)
+    unknown = {text: code.unknown_values for text, code in reader.codes(["tag = 'b'", "tag = 'c'"])}
+    assert unknown == {"tag = 'b'": 1, "tag = 'c'": 0}

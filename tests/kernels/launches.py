@@ -253,8 +253,8 @@ def verify_terms(
         block=(256,),
         seed=seed,
         args=[
-            *(terms.values, terms.offsets, program.lows, program.highs, program.leaf_offsets, program.ops),
-            *(program.op_offsets, rows, filter_of_query, *rows.shape, verified),
+            *(terms.values, terms.offsets, len(terms.values), program.lows, program.highs, program.leaf_offsets),
+            *(program.ops, program.op_offsets, rows, filter_of_query, *rows.shape, verified),
         ],
     )
     return verified.bool()

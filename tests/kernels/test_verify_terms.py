@@ -8,6 +8,7 @@ import torch
 from tests import oracles_filter as oracle
 from tests.emulation.emulate import COMPILER, WHY_MISSING
 from tests.kernels import launches
+from tests.ops import filter_cases
 from tests.ops.filter_cases import deep_ops, make_term_program, postings, random_items, random_ops
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
@@ -29,6 +30,14 @@ def test_equals_the_loop(longest):
     rows = torch.tensor([[rng.randint(-1, 59) for _ in range(9)] for _ in filter_of_query])
     found = launches.verify_terms(postings(items), program, rows, filter_of_query, seed=longest)
     assert found.tolist() == oracle.verify_terms(items, program, rows, filter_of_query).tolist()
+
+
+@pytest.mark.parametrize("how", filter_cases.DAMAGED_OFFSETS)
+def test_damaged_lines_are_empty(how):
+    terms, items = filter_cases.damaged_postings(how)
+    program, rows = make_term_program([[(0, 9)]], [[0], [0, -3]]), torch.arange(len(items)).repeat(2, 1)
+    found = launches.verify_terms(terms, program, rows, torch.arange(2))
+    assert found.tolist() == oracle.verify_terms(items, program, rows, torch.arange(2)).tolist()
 
 
 def test_worked_example():

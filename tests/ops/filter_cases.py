@@ -144,3 +144,20 @@ def probed_case(seed, num_items, num_clusters, num_queries=9, num_probes=4, with
         allowed,
         words,
     )
+
+
+DAMAGED_OFFSETS = {
+    "descending": [0, 2, 1, 4, 5],
+    "negative": [0, -(2**40), 3, 4, 5],
+    "past the end": [0, 2, 2**40, 4, 5],
+    "last past the end": [0, 2, 3, 4, 2**40],
+    "first negative": [-1, 2, 3, 4, 5],
+}
+
+
+def damaged_postings(how: str) -> tuple[Postings, list[list[int]]]:
+    """Offsets of four rows that lead out of their five terms, and the terms of each row, none where its own do so."""
+    values, offsets = [1, 3, 5, 7, 8], DAMAGED_OFFSETS[how]
+    pairs = itertools.pairwise(offsets)
+    items = [values[begin:end] if 0 <= begin <= end <= 5 else [] for begin, end in pairs]
+    return Postings(torch.tensor(values, dtype=torch.int32), torch.tensor(offsets)), items

@@ -13,6 +13,7 @@ from stcli.errors import TensorError
 from stcli.ops.verify_terms import verify_terms
 from stcli.types import OP_AND, OP_NOT
 from tests import oracles_filter
+from tests.ops import filter_cases
 from tests.ops.filter_cases import (
     deep_ops,
     make_term_program,
@@ -47,6 +48,14 @@ def compare(items, program, rows, filters, form):
 def test_worked_example(form):
     program = make_term_program([[(2, 3)], [(4, 9)]], [[0, 1, OP_NOT, OP_AND]])
     compare([[2, 5], [3], [2]], program, torch.tensor([[0, 1, 2, -1]]), torch.tensor([0]), form)
+
+
+@pytest.mark.parametrize("how", filter_cases.DAMAGED_OFFSETS)
+def test_damaged_lines_are_empty(form, how):
+    terms, items = filter_cases.damaged_postings(how)
+    program, rows = make_term_program([[(0, 9)]], [[0], [0, OP_NOT]]), torch.arange(len(items)).repeat(2, 1)
+    found = verify_terms(terms, program, rows, torch.arange(2), backend=form)
+    assert found.tolist() == oracles_filter.verify_terms(items, program, rows, torch.arange(2)).tolist()
 
 
 @pytest.mark.parametrize("seed", range(6))

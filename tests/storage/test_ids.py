@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from stcli.errors import FormatError
+from stcli.model.lookup import IdLookup
 from stcli.storage.ids import ItemIds, id_order, repeated
 
 INTEGERS = [5, -3, 2**63 - 1, 0, -(2**63), 17]
@@ -66,3 +68,37 @@ def test_rows_are_found_by_id(values):
     expected = [values.index(value) if value in values else -1 for value in wanted]
     assert ids.rows_of(ids_of(wanted)).tolist() == expected
     assert ItemIds.of(ids_of(values).slice(0, 0)).rows_of(ids_of(wanted)).tolist() == [-1] * len(wanted)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(2, 0), (3, -(2**40)), (3, 2**40), (-1, 2**40), (0, -1)],
+    ids=["descending", "negative", "past the end", "last past the end", "first negative"],
+)  # fmt: skip
+def test_damaged_offsets_of_strings_are_not_followed(place, value):
+    stored = ItemIds.of(ids_of(TEXTS)).arrays()
+    damaged = stored["item_id_offsets"].copy()
+    damaged[place] = value
+    if value == 0:
+        damaged[1] = 1
+
+    def ids():
+        return ItemIds.from_arrays({**stored, "item_id_offsets": damaged})
+
+    for use in (
+        lambda: ids().take(np.arange(len(TEXTS))),
+        lambda: ids().rows_of(ids_of(TEXTS)),
+        lambda: IdLookup(ids()).rows_of(ids_of(TEXTS)),
+    ):
+        with pytest.raises(FormatError, match=r"item_id_offsets do not ascend within 0 … .* damaged"):
+            use()
+
+
+@pytest.mark.parametrize("row", [-1, 6, 2**40, -(2**40)])
+@pytest.mark.parametrize("values", [INTEGERS, TEXTS[:6]], ids=["int64", "string"])
+def test_a_damaged_order_is_not_followed(values, row):
+    ids = ItemIds.of(ids_of(values))
+    with pytest.raises(FormatError, match=r"expected rows in 0 … 5, .*damaged"):
+        ids.take(np.array([0, row]))
+    damaged = ItemIds(ids.ids, np.full_like(ids.order, row), ids.rank)
+    with pytest.raises(FormatError, match=r"expected rows in 0 … 5, .*damaged"):
+        damaged.rows_of(ids_of(values))
