@@ -3,6 +3,7 @@
 #pragma once
 
 #include "keys.cuh"
+#include "sum_before.cuh"
 #include "types.cuh"
 
 constexpr u32 LOADS = 3, LOADS_AGAIN = 2;  // keys of a thread on their way at once: from memory, and from nearer by
@@ -84,7 +85,6 @@ __device__ Span span_of(u32 count, Load load, See see) {
 // Sets buckets[i] to the number of keys that lie in the buckets before i.
 template <class Load>
 __device__ void count_before(u32 count, Load load, const Span& span, u32* buckets) {
-  static __shared__ u32 of_warps[32];
   for (u32 i = threadIdx.x; i < Span::num_buckets(); i += blockDim.x) buckets[i] = 0;
   __syncthreads();
   for_each(count, load, [&](i64 key, u32) {
@@ -94,16 +94,7 @@ __device__ void count_before(u32 count, Load load, const Span& span, u32* bucket
   u32* mine = buckets + BUCKETS_A_THREAD * threadIdx.x;
   u32 own = 0;
   for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) own += mine[i];
-  const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32 before = own;
-  for (u32 by = 1; by < 32; by *= 2) {
-    const u32 other = __shfl_up_sync(~0u, before, by);
-    if (lane >= by) before += other;
-  }
-  if (lane == 31) of_warps[warp] = before;
-  __syncthreads();
-  before -= own;
-  for (u32 i = 0; i < warp; ++i) before += of_warps[i];
+  u32 before = sum_before(own);
   for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) {
     own = mine[i];
     mine[i] = before;

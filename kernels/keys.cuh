@@ -7,6 +7,8 @@
 constexpr i64 EMPTY_KEY = -0x7FFFFFFFFFFFFFFFLL - 1;
 // A threshold that no key passes.
 constexpr i64 NO_KEY = 0x7FFFFFFFFFFFFFFFLL;
+// In span_lines of the score kernels: no filter.
+constexpr i64 NO_SPAN = EMPTY_KEY;
 // The bits of a key that do not tell the score.
 constexpr i64 SCORE_REST = 0xFFFFFFFFLL;
 

@@ -17,9 +17,6 @@
    excluded_rows,   excluded_begins, excluded_ends, queries,     tiles,      static_cast<u32>(row_step), \
    thresholds,      counts,       keys,            capacity}
 
-// In span_lines: no filter.
-constexpr i64 NO_SPAN = EMPTY_KEY;
-
 struct Score {
   const i8* query_codes;
   const float *query_scales, *query_norms, *query_errors;
@@ -35,7 +32,9 @@ struct Score {
   const i64* thresholds;
   i64 *counts, *keys, capacity;
 
-  // How many rows a tile has, and the row at one of its places.
+  // The first row of a tile that the step divides: the tile's own first would make too many of small clusters. Then how
+  // many there are, and the row at one of their places.
+  __device__ __forceinline__ i64 first_of(i64 row) const { return (row + row_step - 1) / row_step * row_step; }
   __device__ __forceinline__ u32 num_rows(i64 first, i64 end) const {
     return static_cast<u32>((end - first + row_step - 1) / row_step);
   }

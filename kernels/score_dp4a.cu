@@ -3,11 +3,11 @@
 //        query_norms, query_errors f32 [B] and errors, norms f32 [N], or null: upper bounds instead of scores
 //        words u64 [F,W] or null  filter_of_query i64 [B], -1 for none
 //        span_words u64 [S] or null  span_lines i64 [pairs]  for queries without a line of words: row r of the tile is
-//        bit r % 64 of span_words[span_lines[p] + r / 64]; NO_SPAN (score.cuh) where every row is admitted
+//        bit r % 64 of span_words[span_lines[p] + r / 64]; NO_SPAN (keys.cuh) where every row is admitted
 //        excluded_rows i64 [E] or null, those of query b at excluded_begins[b] ... excluded_ends[b] - 1, ascending
 //        queries i64 [pairs] or null (pair p is query p)
-//        tiles i64 [num_tiles,4]  first pair, end pair, first row, end row; at most TILE_QUERIES pairs, any rows: every
-//        row_step-th of these from the first on
+//        tiles i64 [num_tiles,4]  first pair, end pair, first row, end row; at most TILE_QUERIES pairs, any rows, of
+//        which those count that row_step divides
 //        thresholds i64 [B]  only keys above are kept
 //   out  keys i64 [B,capacity]  appended at counts i64 [B]; counts goes on beyond capacity, keys does not
 //   map  one block a tile, one warp a query. A warp lists the rows that it wants of the next 1,024 by their filter
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) score_dp4a(SCORE_PARAMETERS
   const Score all = SCORE_ARGUMENTS;
   const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const i64* tile = all.tiles + 4 * static_cast<i64>(blockIdx.x);
-  const i64 pair = tile[0] + warp, first_row = tile[2], end_row = tile[3];
+  const i64 pair = tile[0] + warp, first_row = all.first_of(tile[2]), end_row = tile[3];
   if (pair >= tile[1] || first_row >= end_row) return;  // no barrier of the block follows
   const i64 query = all.query_of(pair), threshold = all.thresholds[query];
   if (threshold == NO_KEY) return;

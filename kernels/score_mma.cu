@@ -78,7 +78,7 @@ struct Tile {
 
   __device__ void run() {
     const i64* tile = all.tiles + 4 * static_cast<i64>(blockIdx.x);
-    const i64 first_pair = tile[0], first_row = tile[2], end_row = tile[3];
+    const i64 first_pair = tile[0], first_row = all.first_of(tile[2]), end_row = tile[3];
     const u32 num_queries = static_cast<u32>(tile[1] - first_pair);
     if (tile[1] <= first_pair || first_row >= end_row) return;
     if (!__syncthreads_or(load_queries(first_pair, num_queries))) return;  // all have what they want

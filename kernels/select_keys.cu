@@ -1,17 +1,17 @@
 // raise_thresholds: sets the threshold of each query by the keys that it has gathered from a sample, and drops these.
-// select_keys: keeps the best k of the keys that each query has gathered, with a few more, and raises its threshold.
+// select_keys: keeps the best k of the keys that each query has gathered, with some more.
 // sort_keys: writes the best k of what was kept in descending order, as rows and scores.
 //   in   keys i64 [B,capacity], the first counts[b] of a line are filled (kernels/keys.cuh); all different
 //        counts i64 [B], may exceed capacity: then keys were lost; kept i64 [B], how many were kept the last time
-//        most >= k: more than k are kept, up to most, where they lie so near the k-th that one pass tells no better
+//        most >= k: so many may be kept; where there are more, no more than lie near the k-th and make no further pass
 //        thresholds i64 [B], above which keys were gathered: EMPTY_KEY for all, NO_KEY for a query that takes no part
 //   out  raise_thresholds, in place: thresholds is raised to just below one of the best k ... most of the keys at hand,
 //        and spare = the threshold before; with fewer than k keys thresholds stays, and spare = EMPTY_KEY. counts = 0
 //        select_keys, in place:
 //          nothing new (counts == kept)  redo = NO_KEY
+//          counts <= most                all stay; counts = kept, redo = NO_KEY
 //          counts <= capacity            the best k ... most in front, in any order; counts = kept = their number;
-//                                        thresholds is raised to just below one of them; redo = NO_KEY. All that there
-//                                        are, and thresholds as before, where they are fewer than k
+//                                        redo = NO_KEY
 //          counts > capacity             the keys kept before are left alone, counts = kept, and redo is just below one
 //                                        of the best k ... most of those at hand: the round is repeated with redo as
 //                                        threshold, and misses nothing, since at least k keys are above it. With
@@ -28,7 +28,8 @@
 //   cost select_keys: reads counts[b] keys three times, once for their ends, once to count them and once to close the
 //        gaps (8 bytes each; the second and third time from shared memory, and from the second-level cache beyond
 //        `room`). Once more for every further count, which is made where more than most - k keys share the bucket of
-//        the k-th. Nothing but three reads for a query without new keys
+//        the k-th. Nothing but three words are
+//        read for a query that has nothing new, or no more than `most`
 //        raise_thresholds: the same without the third time
 //        sort_keys: reads its keys twice, the second time from the second-level cache, moves them to their buckets in
 //        shared memory, and finds the place of each by a look at the others of its bucket: some 10 of 13,000 with
@@ -124,14 +125,11 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
   u32 num_best = count;
   i64 bound = EMPTY_KEY;
   if (thread == 0) num_holes = num_moved = 0;
-  if (count >= wanted) bound = find_bound(line, count, wanted, static_cast<u32>(most), buckets, num_best);
+  if (overflow || count > most) bound = find_bound(line, count, wanted, static_cast<u32>(most), buckets, num_best);
   if (thread == 0) {
     redo[query] = overflow ? bound - 1 : NO_KEY;
     counts[query] = overflow ? kept[query] : num_best;
-    if (!overflow) {
-      kept[query] = num_best;
-      if (count >= wanted) thresholds[query] = bound - 1;
-    }
+    if (!overflow) kept[query] = num_best;
   }
   if (overflow || num_best == count) return;
   for_each(num_best, line, [&](i64 key, u32 place) {

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from stcli.ops.keys import EMPTY_KEY, make_keys
-from stcli.ops.rounds import NO_SPAN
+from stcli.ops.probe_tiles import NO_SPAN
 
 MOST_KEY = 2**63 - 1
 
@@ -67,7 +67,8 @@ class StandIn:
                 query = pair if queries is None else int(queries[pair])
                 if int(thresholds[query]) == MOST_KEY:
                     continue
-                rows = torch.arange(row, last_row, row_step)
+                rows = torch.arange(row, last_row)
+                rows = rows[rows % row_step == 0]
                 found = (codes[rows].int() @ q_codes[query].int()).float() * q_scales[query]
                 found = found * scales[rows]
                 if q_norms is not None:
@@ -89,6 +90,40 @@ class StandIn:
                 room = max(capacity - begin, 0)
                 keys[query, begin : begin + min(room, len(some))] = torch.tensor(some[:room], dtype=torch.int64)
                 counts[query] = begin + len(some)
+
+    def count_probes(self, grid, probes, num_pairs, counts, places) -> None:
+        assert not counts.any()
+        order = list(range(num_pairs))
+        self.random.shuffle(order)
+        for pair in order:
+            cluster = int(probes.flatten()[pair])
+            if cluster >= 0:
+                places[pair] = counts[cluster]
+                counts[cluster] += 1
+
+    def cut_tiles(self, grid, counts, offsets, num_clusters, tile_queries, begins, tiles, num_tiles) -> None:
+        lines, begin = [], 0
+        for cluster, count in enumerate(counts.tolist()):
+            begins[cluster] = begin
+            for first in range(begin, begin + count, tile_queries):
+                rows = offsets[cluster : cluster + 2].tolist()
+                lines.append([first, min(first + tile_queries, begin + count), *rows])
+            begin += count
+        assert len(lines) <= num_tiles == len(tiles)
+        tiles.zero_()
+        tiles[: len(lines)] = torch.tensor(lines, dtype=torch.int64).view(-1, 4)
+
+    def place_probes(
+        self, grid, probes, num_pairs, num_probes, offsets, starts, begins, places, queries, lines
+    ) -> None:
+        for pair, cluster in enumerate(probes.flatten().tolist()):
+            if cluster < 0:
+                continue
+            place = int(begins[cluster]) + int(places[pair])
+            queries[place] = pair // num_probes
+            if starts is not None:
+                start = int(starts.flatten()[pair])
+                lines[place] = NO_SPAN if start < 0 else start - int(offsets[cluster]) // 64
 
     def raise_thresholds(self, grid, keys, counts, capacity, k, most, room, thresholds, spare) -> None:
         assert grid == (len(keys), 1, 1)
@@ -116,14 +151,12 @@ class StandIn:
             if count == before:
                 continue
             there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
-            best = there[: self.random.randint(k, most)]
+            best = there if count <= most else there[: self.random.randint(k, most)]
             if count > capacity:
                 self.overflows += 1
                 counts[query] = before
                 redo[query] = best[-1] - 1
                 continue
-            if len(there) >= k:
-                thresholds[query] = best[-1] - 1
             self.random.shuffle(best)
             keys[query, : len(best)] = torch.tensor(best, dtype=torch.int64)
             counts[query] = kept[query] = len(best)

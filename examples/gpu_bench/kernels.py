@@ -103,6 +103,7 @@ def operations(corpus: Corpus, backend: str, batch: int, ks: tuple[int, ...]) ->
     spanned = corpus.matrix, corpus.program, lines, probes, clusters.offsets
     spans = filter_probes(*spanned, backend=backend)
     probed = int((clusters.offsets[1:] - clusters.offsets[:-1])[probes].sum())
+    grouped = {"count_probes": {"bytes": 12.0 * probes.numel()}, "place_probes": {"bytes": 20.0 * probes.numel()}}
     filters = len(corpus.program.exact)
     row_bytes = corpus.matrix.own.shape[1] * 8
     terms = make_term_program(batch, device)
@@ -162,15 +163,15 @@ def operations(corpus: Corpus, backend: str, batch: int, ks: tuple[int, ...]) ->
         ),
         f"search_clusters, {num_probes} probes, no filter": (
             lambda: search_clusters(queries, index, probes, None, none, k0=132, backend=backend),
-            {"score": scanned(probed)},
+            {"score": scanned(probed)} | grouped,
         ),
         f"search_clusters, {num_probes} probes, filters": (
             lambda: search_clusters(queries, index, probes, words, lines, k0=132, backend=backend),
-            {"score": scanned(probed)},
+            {"score": scanned(probed)} | grouped,
         ),
         f"search_clusters, {num_probes} probes, filters on these": (
             lambda: search_clusters(queries, index, probes, None, none, k0=132, spans=spans, backend=backend),
-            {"score": scanned(probed)},
+            {"score": scanned(probed)} | grouped,
         ),
         "rescore 132 candidates": (
             lambda: rescore(corpus.queries[:batch], corpus.embeddings, rows, backend=backend),

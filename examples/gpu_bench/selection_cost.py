@@ -35,6 +35,7 @@ from stcli.ops.scan_cuda import (  # noqa: E402
     REDOS,
     capacity_for,
     most_kept,
+    most_sorted,
     selecting_threads,
     threads_for,
 )
@@ -51,9 +52,9 @@ LATENCY, LAUNCH = 800, 3e-6
 LOADS, BUCKETS_A_THREAD = 3, 4
 """As kernels/buckets.cuh has them."""
 
-TORCH_LAUNCHES = 130
-"""Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to make
-tiles, to put results where they belong. A search of all rows has more."""
+TORCH_LAUNCHES, TILE_LAUNCHES = 90, 3
+"""Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to tell
+rows from one another in tiles, to put results where they belong. Kernels of kernels/probe_tiles.cu besides."""
 
 LOOK, COUNT, MOVE, COMPARE = 10, 14, 16, 6
 """Instructions for a key, from the loops of the kernel: to find the ends, to count it, to move it, to compare it with
@@ -130,7 +131,11 @@ def steps_of(num_rows: int, k0: int, batch: int) -> list[Step]:
         rows = -(-num_rows // level.row_step)
         gathered = min(STEP * found[-1].kept, rows) if found else rows
         buckets = BUCKETS_A_THREAD * selecting_threads(level.wanted)
-        kept, counts = cut(best_keys(rows, gathered), level.wanted, most_kept(level.wanted), buckets)
+        is_sample = level.row_step > 1
+        most = most_sorted(k0) if found and not is_sample else most_kept(level.wanted)
+        kept, counts = gathered, 0
+        if is_sample or gathered > most:
+            kept, counts = cut(best_keys(rows, gathered), level.wanted, most, buckets)
         found.append(Step(rows, gathered, level.wanted, kept, counts))
     return found
 
@@ -138,6 +143,8 @@ def steps_of(num_rows: int, k0: int, batch: int) -> list[Step]:
 def select(step: Step, is_sample: bool) -> Block:
     """One selection: to find the ends, to count, to close the gaps, for which a sample has no use."""
     threads, count = selecting_threads(step.wanted), step.gathered
+    if not step.counts:  # all stay
+        return Block(threads, clocks=LATENCY)
     own = 16 * threads + 2 * most_kept(step.wanted)
     near = min(max(SHARED * threads // MOST_THREADS - OWN_SHARED_BYTES - own, 0) // 8, count)
     passes = step.counts + (not is_sample)
@@ -153,9 +160,8 @@ def select(step: Step, is_sample: bool) -> Block:
     )
 
 
-def sort(count: int, num_rows: int, k0: int, read: int) -> Block:
+def sort(count: int, num_rows: int, k0: int, threads: int, read: int) -> Block:
     """A sort of `count` keys, the best of so many rows, for each of which so many bytes are read."""
-    threads = threads_for(k0)
     buckets = BUCKETS_A_THREAD * threads
     pairs = pairs_in_buckets(best_keys(num_rows, count), buckets)
     return Block(
@@ -206,7 +212,7 @@ def search(
         else:
             scored += score_all(batch, step.rows, step.gathered, dim)
     selected = sum(select(step, step is not steps[-1]).seconds(batch) for step in steps)
-    ordered = sort(steps[-1].kept, looked_at, k0, 8).seconds(batch)
+    ordered = sort(steps[-1].kept, looked_at, k0, selecting_threads(k0), 8).seconds(batch)
     return scored, selected + redos * LAUNCH, ordered
 
 
@@ -224,12 +230,12 @@ def shares(
     chosen = search(num_clusters, batch, num_probes, dim) if num_probes else (0.0, 0.0, 0.0)
     parts = {
         "choose": sum(chosen),
-        "tiles": TORCH_LAUNCHES * LAUNCH,
+        "tiles": (TORCH_LAUNCHES + TILE_LAUNCHES) * LAUNCH,
         "score": scored,
         "select": selected,
         "sort": ordered,
         "rescore": LAUNCH + batch * k0 * (2 * dim + 12) / MEMORY,
-        "order": sort(k0, 100 * k0, k, 12).seconds(batch),
+        "order": sort(k0, 100 * k0, k, threads_for(k0), 12).seconds(batch),
     }
     selecting = selected + ordered
     return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {

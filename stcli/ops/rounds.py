@@ -10,7 +10,6 @@ has as many lines as there can be, and those that are not needed are empty.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +38,6 @@ LISTED_SHARE = 64
 
 FEW_QUERIES = 16
 """A batch of fewer leaves most of an `mma` tile empty."""
-
-NO_SPAN = -(2**63)
-"""As kernels/score.cuh has it."""
 
 WIDE_QUERIES = 64
 """Queries a cluster, on average, from which the wide tile pays."""
@@ -106,7 +102,7 @@ class Work:
         queries: int64 [pairs], the query of each pair, or None where pair p is query p.
         span_lines: int64 [pairs], row r of a pair is bit r % 64 of word `span_lines + r // 64` of the spans; NO_SPAN
             where every row is admitted; None without spans.
-        row_step: a tile has its first row and every `row_step`-th after it.
+        row_step: a tile has the rows that it divides.
     """
 
     form: Form
@@ -219,53 +215,3 @@ def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
         -1,
     )
     return each.flatten(0, 1).contiguous()
-
-
-def work_over_probes(
-    probes: torch.Tensor,
-    offsets: torch.Tensor,
-    row_steps: Sequence[int],
-    fit: Fit,
-    starts: torch.Tensor | None = None,
-) -> list[list[Work]]:
-    """For each row step, tiles of the queries that probe the same cluster, times those of its rows that it divides.
-
-    Args:
-        probes: int64 [B, P]; -1 in unused slots.
-        offsets: int64 [C + 1].
-        row_steps: at least 1 each.
-        fit: which kernels the device can run.
-        starts: int64 [B, P], of `Spans`, or None.
-    """
-    num_clusters, num_pairs = len(offsets) - 1, probes.numel()
-    if not num_clusters or not num_pairs:
-        return [[] for _ in row_steps]
-    each = num_pairs / num_clusters
-    form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
-    clusters = torch.where(probes < 0, num_clusters, probes).flatten()
-    order = torch.sort(clusters, stable=True).indices
-    lines = None
-    if starts is not None:
-        own = starts.flatten()[order]
-        lines = torch.where(own < 0, NO_SPAN, own - offsets[clusters[order]] // 64)
-    counts = torch.zeros(num_clusters + 1, dtype=torch.int64, device=probes.device)
-    counts.index_add_(0, clusters, torch.ones_like(clusters))
-    begins = counts.cumsum(0) - counts
-    tiles = (counts[:-1] + form.tile_queries - 1) // form.tile_queries
-    ends = tiles.cumsum(0)
-    most = num_pairs // form.tile_queries + min(num_clusters, num_pairs)
-    number = torch.arange(most, device=probes.device)
-    cluster = torch.searchsorted(ends, number, right=True)
-    used, cluster = cluster < num_clusters, cluster.clamp(max=num_clusters - 1)
-    first = begins[cluster] + (number - (ends - tiles)[cluster]) * form.tile_queries
-    end = torch.minimum(first + form.tile_queries, (begins + counts)[cluster])
-    queries, first_row, last_row = order // probes.shape[1], offsets[cluster], offsets[cluster + 1]
-
-    def work(row_step: int) -> Work:
-        # The rows that the step divides, and not every one so far from the first of its cluster, which would be too
-        # many of small clusters.
-        begin = torch.minimum(-(-first_row // row_step) * row_step, last_row)
-        table = torch.stack([first, end, begin, last_row], 1)
-        return Work(form, torch.where(used[:, None], table, 0), queries, lines, row_step)
-
-    return [[work(row_step)] for row_step in row_steps]

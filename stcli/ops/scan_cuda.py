@@ -1,20 +1,20 @@
 """The CUDA form of both searches and of `choose_probes`: rounds of scoring and selecting, without a host in between.
 
 A round scores some tiles (queries times rows). A query collects the keys above its threshold in a buffer of `capacity`
-places; then the best of them move to the front, as many as are wanted and few more, and the threshold rises to them.
+places.
 
 Samples of the rows come first, spread evenly over all of them or over those of the probed clusters, and then all
-(`levels` in rounds.py). A threshold from a sample is a guess, so low that k0 rows are above it almost surely. A query
-that is left with fewer is scored again with the threshold that the sample itself was collected with, and then with
-none.
+(`levels` in rounds.py). Of a sample only a threshold stays. It is a guess, so low that k0 rows are above it almost
+surely. A query that is left with fewer is scored again with the threshold that the sample itself was collected with,
+and then with none. What the last round collects is sorted, or, where it is too much for that, selected first.
 
-A query that collects more than its buffer holds is scored again in the same round, with about the k0-th of what it did
-collect as threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is
-answered by the torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor
-any of these sizes.
+A query that collects more than its buffer holds is scored again, with about the k0-th of what it did collect as
+threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is answered by the
+torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor any of these
+sizes.
 
 Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 300 KB for 13,000), 32 bytes a tile, and
-up to 48 bytes a (query, probe) pair while tiles are made.
+up to 20 bytes a (query, probe) pair.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 
 from stcli.ops import cuda
 from stcli.ops.keys import EMPTY_KEY
+from stcli.ops.probe_tiles import work_over_probes
 from stcli.ops.rounds import (
     LISTED_SHARE,
     STEP,
@@ -34,7 +35,6 @@ from stcli.ops.rounds import (
     Work,
     levels,
     rank_in_sample,
-    work_over_probes,
     work_over_rows,
 )
 from stcli.ops.scan import Scan
@@ -48,6 +48,9 @@ OWN_SHARED_BYTES = 2048
 
 MOST_THREADS = 2048
 """Of a multiprocessor; some have fewer, and more shared memory for each."""
+
+SORTED_AT_ONCE = 4096
+"""Keys above a threshold that are sorted without a selection before it, which would read them once more."""
 
 MOST_KEY = 2**63 - 1
 """As threshold: this query is done, or takes no part."""
@@ -139,10 +142,11 @@ def _run(
     *samples, last = rounds
     for sample in samples:
         state.sample(scan, sample)
+    most = most_sorted(scan.k0) if samples and whole is None else most_kept(scan.k0)
     # With room for all there is never too much, and a guess that was too high is taken back once for each sample.
     has_room = capacity >= len(scan.index.scales)
-    state.round(scan, last, redos=min(len(samples), REDOS) if has_room else REDOS)
-    found = state.sorted(scan.k0)
+    state.round(scan, last, most, redos=min(len(samples), REDOS) if has_room else REDOS)
+    found = state.sorted(scan.k0, most)
     if has_room and len(samples) <= REDOS:
         return found
     if unsure is not None:
@@ -168,12 +172,17 @@ def sorts(k0: int, device: torch.device) -> bool:
 
 def sort_bytes(k0: int) -> int:
     """Dynamic shared memory of a block of `sort_keys`."""
-    return 16 * threads_for(k0) + 8 * most_kept(k0)
+    return 16 * selecting_threads(k0) + 8 * most_sorted(k0)
 
 
 def most_kept(wanted: int) -> int:
     """Keys that a selection may keep: an exact cut would take more passes over them."""
     return wanted + wanted // 16 + 32
+
+
+def most_sorted(k0: int) -> int:
+    """Keys of a query that the final sort takes where all are above a threshold, so that none share many buckets."""
+    return max(most_kept(k0), SORTED_AT_ONCE)
 
 
 def sorted_lines(lines: Lines) -> Lines:
@@ -236,12 +245,12 @@ class _State:
             shared_bytes=16 * threads + 8 * room,
         )
 
-    def round(self, scan: Scan, round_: Round, redos: int) -> None:
-        """Score the tiles and select; again for the queries that collected too much or too little."""
+    def round(self, scan: Scan, round_: Round, most: int, redos: int) -> None:
+        """Score the tiles and keep at most so many; again for the queries that collected too much or too little."""
         thresholds, works = self.thresholds, round_.works
         for _ in range(1 + redos):
             self._score(scan, works, thresholds)
-            self._select(round_.wanted)
+            self._select(round_.wanted, most)
             thresholds, works = self.redo, round_.again
         self.lost.logical_or_(self.redo != MOST_KEY)
 
@@ -284,8 +293,8 @@ class _State:
                 shared_bytes=work.form.shared_bytes(index.codes.shape[1]),
             )
 
-    def _select(self, wanted: int) -> None:
-        threads, most = selecting_threads(wanted), most_kept(wanted)
+    def _select(self, wanted: int, most: int) -> None:
+        threads = selecting_threads(wanted)
         own = 16 * threads + 2 * most
         room = room_for(threads, own, self.keys)
         cuda.launch(
@@ -306,9 +315,9 @@ class _State:
             shared_bytes=own + 8 * room,
         )
 
-    def sorted(self, k0: int) -> Candidates:
-        """The best k0 of each query in order."""
-        threads, most = threads_for(k0), most_kept(k0)
+    def sorted(self, k0: int, most: int) -> Candidates:
+        """The best k0 of each query, which has kept at most so many, in order."""
+        threads = selecting_threads(k0)
         rows = torch.empty(len(self.keys), k0, dtype=torch.int64, device=self.keys.device)
         scores = torch.empty(len(self.keys), k0, dtype=torch.float32, device=self.keys.device)
         cuda.launch(
@@ -323,7 +332,7 @@ class _State:
             most,
             rows,
             scores,
-            shared_bytes=sort_bytes(k0),
+            shared_bytes=16 * threads + 8 * most,
         )
         return Candidates(rows, scores)
 

@@ -1,8 +1,9 @@
 // Runs CUDA C++ kernels on the CPU, one block after the other, so that their results can be tested without a GPU.
 //
 // Each CUDA thread of a block is a fiber. A fiber runs until it waits for others (a barrier of the block, a collective
-// of its warp) or now and then at an atomic; which fiber goes on is drawn from the seed. So a barrier that is missing
-// lets some thread read what no other has written yet, and the result is wrong for most seeds.
+// of its warp) or now and then at an atomic; which fiber goes on is drawn from the seed, in half of the blocks so that a
+// warp runs ahead of the others. So a barrier that is missing lets some thread read what no other has written yet, or
+// what another has written since, and the result is wrong for many seeds.
 //
 // What is checked: barriers and collectives that not all threads reach, lanes that disagree about a collective,
 // misaligned fragments, threads that end before their asynchronous copies, writes past the dynamic shared memory (and,

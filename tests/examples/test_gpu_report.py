@@ -15,7 +15,7 @@ import gpu_report
 from gpu_bench import kernels, searches
 from gpu_bench.launches import measure_launches
 from gpu_bench.record import Record
-from stcli.ops import cuda
+from stcli.ops import cuda, scan_cuda
 from stcli.ops.search_rows import search_rows
 from tests.emulated import Emulated
 from tests.emulation.emulate import COMPILER, WHY_MISSING
@@ -86,12 +86,13 @@ def test_with_the_kernels(report, monkeypatch):
     rows = [row for row in data["rows"] if row["stage"] == "kernels"]
     launched = {row["name"].rpartition(" ")[2] for row in rows}
     assert launched == {
-        "filter_leaves", "filter_match", "filter_probes", "rescore", "score_dp4a", "score_mma_narrow",
-        "score_mma_narrow_bounds", "select_keys", "sort_keys", "take_best", "verify_terms",
+        "count_probes", "cut_tiles", "filter_leaves", "filter_match", "filter_probes", "place_probes", "rescore",
+        "score_dp4a", "score_mma_narrow", "score_mma_narrow_bounds", "select_keys", "sort_keys", "take_best",
+        "verify_terms",
     }  # fmt: skip
     assert all(0 < row["share"] <= 1 for row in rows)
     unmeasured = {row["name"].rpartition(" ")[2] for row in rows if "of_copy" not in row}
-    assert unmeasured == {"filter_leaves"}
+    assert unmeasured == {"cut_tiles", "filter_leaves"}
     selection = [row for row in data["rows"] if row["stage"] == "selection"]
     assert all(0 < row["share"] < 1 for row in selection)
     for name in ("search_rows, no filter, k=3", "by arithmetic: search_rows, no filter, k=3", "search_rows, filters"):
@@ -147,10 +148,12 @@ def test_bytes_of_a_selection(tmp_path, monkeypatch):
             needed["raise_thresholds"] = 8 * sum(counts.tolist()) + batch * 16
             super().raise_thresholds(grid, keys, counts, *rest)
 
-        def select_keys(self, grid, keys, counts, kept, *rest):
-            new = [found for found, before in zip(counts.tolist(), kept.tolist(), strict=True) if found != before]
+        def select_keys(self, grid, keys, counts, kept, capacity, k, most, *rest):
+            some = zip(counts.tolist(), kept.tolist(), strict=True)
+            new = [found for found, before in some if found != before and found > most]
+            assert new or counts.equal(kept)
             needed["select_keys"] = needed.get("select_keys", 0) + 8 * sum(new) + batch * 32
-            super().select_keys(grid, keys, counts, kept, *rest)
+            super().select_keys(grid, keys, counts, kept, capacity, k, most, *rest)
 
         def sort_keys(self, grid, keys, counts, *rest):
             needed["sort_keys"] = 8 * sum(counts.tolist()) + batch * k0 * 12
@@ -161,6 +164,7 @@ def test_bytes_of_a_selection(tmp_path, monkeypatch):
         return search_rows(case.queries, case.index, None, nobody, k0=k0, backend="cuda")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(scan_cuda, "SORTED_AT_ONCE", 0)
     record = Record(tmp_path, torch.device("cpu"), 1000)
     with cuda.launching_with(Counting()):
         measure_launches(record, "search", work, {}, {"copy": 1e9})

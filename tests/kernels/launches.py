@@ -172,7 +172,7 @@ def search(
         capacity: keys that a query has room for, more than `most_for(k0)`, or a round might lose the same keys again
             and again.
         tile_rows: rows of a tile at most.
-        row_step: only the first row of a tile and every `row_step`-th after it.
+        row_step: only the rows that it divides.
     """
     num_queries, repeats = len(case.queries.scales), 0
     if num_queries == 0:

@@ -11,7 +11,7 @@ import torch
 from stcli.ops import cuda
 from stcli.ops.keys import EMPTY_KEY, split_keys
 from tests.emulation.emulate import COMPILER, KERNELS, WHY_MISSING, load, run
-from tests.kernels import launches, test_score
+from tests.kernels import launches, test_probe_tiles, test_score
 from tests.kernels.test_select_keys import some_keys
 from tests.kernels.test_take_best import expect, some_candidates
 from tests.ops.search_cases import expected, named_case
@@ -51,7 +51,7 @@ def search(form: str, seed: int) -> bool:
 
 
 def select_and_sort(seed: int) -> bool:
-    """Whether some 400 of the best of 1,500 keys stay, with a threshold below them, and the best 400 are in order."""
+    """Whether some 400 of the best of 1,500 keys stay, and the best 400 are in order."""
     generator = torch.Generator().manual_seed(seed)
     keys = torch.stack([some_keys(generator, 1500, 1500, style) for style in ("random", "few_scores")])
     best = keys.sort(dim=1, descending=True).values
@@ -64,8 +64,9 @@ def select_and_sort(seed: int) -> bool:
     launches.select(keys, counts, kept, 400, thresholds, spare, redo, seed=seed)
     if not all(400 <= count <= launches.most_for(400) for count in counts.tolist()):
         return False
-    if not torch.equal((best > thresholds[:, None]).sum(1), counts):
-        return False
+    for line, mine, count in zip(best, keys, counts.tolist(), strict=True):
+        if not torch.equal(mine[:count].sort(descending=True).values, line[:count]):
+            return False
     found = launches.sort(keys, counts, 400, seed=seed)
     return torch.equal(found.rows, split_keys(best[:, :400]).rows)
 
@@ -76,6 +77,11 @@ def order(seed: int) -> bool:
     found = launches.take_best(rows, scores, ranks, 1500, seed=seed)
     lines = zip(rows.tolist(), scores.tolist(), strict=True)
     return found.rows.tolist() == [expect(*line, ranks, 1500)[0] for line in lines]
+
+
+def tiles(seed: int) -> bool:
+    """Whether the pairs of 500 clusters are in the right tiles, and no others."""
+    return test_probe_tiles.is_right(200, 500, 20, seed)
 
 
 def is_right(question, *arguments) -> bool:
@@ -93,20 +99,26 @@ def is_right(question, *arguments) -> bool:
 
 
 def test_with_all_of_them_it_is_right():
-    assert all(is_right(question, seed) for question in (select_and_sort, order) for seed in range(3))
+    assert all(is_right(question, seed) for question in (select_and_sort, order, tiles) for seed in range(3))
     assert all(is_right(search, form, 0) for form in launches.FORMS)
 
 
 @pytest.mark.parametrize("number", range(text_of("select_keys").count(BARRIER)))
 def test_each_barrier_of_the_selection(monkeypatch, number):
     without(monkeypatch, "select_keys", number)
-    assert not all(is_right(select_and_sort, seed) for seed in range(3))
+    assert not all(is_right(select_and_sort, seed) for seed in range(10))
 
 
 @pytest.mark.parametrize("number", range(text_of("take_best").count(BARRIER)))
 def test_each_barrier_of_the_last_order(monkeypatch, number):
     without(monkeypatch, "take_best", number)
-    assert not all(is_right(order, seed) for seed in range(3))
+    assert not all(is_right(order, seed) for seed in range(10))
+
+
+@pytest.mark.parametrize("number", range(text_of("probe_tiles").count(BARRIER)))
+def test_each_barrier_of_the_tiles(monkeypatch, number):
+    without(monkeypatch, "probe_tiles", number)
+    assert not all(is_right(tiles, seed) for seed in range(10))
 
 
 @pytest.mark.slow

@@ -16,9 +16,12 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs,
 
 
 CEILINGS = {
+    "count_probes": 16,
+    "cut_tiles": 32,
     "filter_leaves": 64,
     "filter_match": 48,
     "filter_probes": 48,
+    "place_probes": 32,
     "raise_thresholds": 32,
     "rescore": 40,
     "score_dp4a": 80,

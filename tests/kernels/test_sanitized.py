@@ -23,6 +23,7 @@ TESTS = [
     "test_filter_match.py::test_equals_the_loop[4097-12-1]",
     "test_filter_probes.py::test_equals_the_loop[65]",
     "test_filter_probes.py::test_equals_the_loop[4160]",
+    "test_probe_tiles.py::test_each_pair_comes_once[300-33-20]",
     "test_rescore.py::test_equals_the_loop",
     "test_verify_terms.py",
     "test_select_keys.py::test_the_best_stay[100-2500-random]",

@@ -46,12 +46,11 @@ def test_the_best_stay(style, k, room):
     sorted_ = launches.sort(keys, counts, k, seed=k)
     for b, line in enumerate(lines):
         count = int(counts[b])
-        if b == 3 or len(line) < k:  # nothing new, or no more than are wanted
+        if b == 3 or len(line) <= launches.most_for(k):  # nothing new, or no more than may stay
             assert count == len(line)
-            assert thresholds[b] == EMPTY_KEY
         else:
-            assert k <= count <= max(min(launches.most_for(k), len(line)), k)
-            assert sum(key > thresholds[b] for key in line) == count
+            assert k <= count <= launches.most_for(k)
+        assert thresholds[b] == EMPTY_KEY
         assert kept[b] == count or not line
         assert sorted(keys[b, :count].tolist()) == sorted(line)[len(line) - count :]
         best = expect(line, k)
@@ -70,7 +69,7 @@ def test_an_overflow_keeps_what_was_and_raises_the_bar():
     assert thresholds[0] == EMPTY_KEY
     assert 40 <= int((before[0] > redo[0]).sum()) <= launches.most_for(40)
     assert redo[1] == NO_KEY
-    assert counts[1] == kept[1] == int((before[1] > thresholds[1]).sum())
+    assert 40 <= counts[1] == kept[1] <= launches.most_for(40)
 
 
 def test_a_threshold_that_was_too_high_is_taken_back():
@@ -126,7 +125,7 @@ def test_ten_thousand(style):
     counts, kept = torch.tensor([count]), torch.tensor([0])
     thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
     launches.select(keys, counts, kept, k, thresholds, spare, redo, threads=1024)
-    assert k <= int(counts) == sum(key > int(thresholds) for key in line) <= launches.most_for(k)
+    assert k <= int(counts) <= launches.most_for(k)
     found = launches.sort(keys, counts, k, threads=1024)
     assert torch.equal(found.rows, expect(line, k).rows)
     assert torch.equal(found.scores, expect(line, k).scores)

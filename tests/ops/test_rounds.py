@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from stcli.ops import cuda, rounds, scan_cuda
 from stcli.ops.choose_probes import choose_probes
+from stcli.ops.probe_tiles import work_over_probes
 from stcli.ops.rounds import (
     LISTED,
     NARROW,
@@ -20,7 +21,6 @@ from stcli.ops.rounds import (
     Work,
     levels,
     rank_in_sample,
-    work_over_probes,
     work_over_rows,
 )
 from stcli.ops.search_clusters import search_clusters
@@ -41,7 +41,8 @@ def pairs_of(work: Work) -> list[tuple[int, int]]:
     for first, end, row, last in work.tiles.tolist():
         assert end - first <= work.form.tile_queries
         queries = range(first, end) if work.queries is None else work.queries[first:end].tolist()
-        found += [(query, r) for query in queries for r in range(row, last, work.row_step)]
+        rows = [r for r in range(row, last) if r % work.row_step == 0]
+        found += itertools.product(queries, rows)
     return found
 
 
@@ -112,7 +113,8 @@ def test_a_guess_is_hardly_ever_too_high(k):
 def test_every_probed_row_comes_once(seed, num_queries, num_clusters, row_step):
     case = make_case(seed, queries=num_queries, clusters=num_clusters, probes=num_clusters, rows=150)
     offsets = case.index.clusters.offsets
-    _, works = work_over_probes(case.probes, offsets, [61, row_step], FIT)
+    with cuda.launching_with(StandIn(seed)):
+        _, works = work_over_probes(case.probes, offsets, [61, row_step], FIT)
     assert sorted(pair for work in works for pair in pairs_of(work)) == sorted(
         (query, row)
         for query, line in enumerate(case.probes.tolist())
@@ -133,7 +135,8 @@ def test_the_kernel_fits_the_batch():
 
     def clustered(queries, clusters):
         probes = torch.zeros(queries, 1, dtype=torch.int64)
-        ((work,),) = work_over_probes(probes, torch.arange(clusters + 1), [1], FIT)
+        with cuda.launching_with(StandIn()):
+            ((work,),) = work_over_probes(probes, torch.arange(clusters + 1), [1], FIT)
         return work.form
 
     assert [clustered(*sizes) for sizes in ((10, 100), (1000, 100), (10_000, 100))] == [LISTED, NARROW, WIDE]
@@ -146,6 +149,7 @@ def small_buffers(monkeypatch, room, redos=2, step=7):
     """Buffers of `room` places beside k0, and samples and pieces that make several rounds of small cases."""
     monkeypatch.setattr(scan_cuda, "capacity_for", lambda num_rows, k0: k0 + room)
     monkeypatch.setattr(scan_cuda, "REDOS", redos)
+    monkeypatch.setattr(scan_cuda, "SORTED_AT_ONCE", 0)
     for name, value in (("TILE_ROWS", 37), ("STEP", step), ("SMALL_SAMPLE", 20), ("LEAST_TILE_ROWS", 5)):
         monkeypatch.setattr(rounds, name, value)
     monkeypatch.setattr(rounds, "rank_in_sample", lambda k: -(-k // step) + 1)
