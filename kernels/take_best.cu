@@ -24,8 +24,9 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
   const u32 num_keys = sort_line(
       count, [&](u32 slot) { return rows[slot] < 0 ? EMPTY_KEY : make_key(scores[slot], rows[slot]); }, sorted, ends,
       [&](i64 one, i64 other) {
-        if (one >> 32 != other >> 32) return one > other;
-        return one != other && rank_of(one) < rank_of(other);
+        if (one == other || one >> 32 != other >> 32) return one > other;
+        const i64 apart = static_cast<i64>(rank_of(other)) - rank_of(one);
+        return apart ? apart > 0 : one > other;  // a place of its own for each, were two ranks equal
       },
       [&](u32 place, i64 key) {
         if (place >= k) return;
