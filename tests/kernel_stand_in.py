@@ -91,6 +91,17 @@ class StandIn:
                 keys[query, begin : begin + min(room, len(some))] = torch.tensor(some[:room], dtype=torch.int64)
                 counts[query] = begin + len(some)
 
+    def cut_rows(self, grid, num_queries, tile_queries, num_rows, span, num_dense, listed, tiles, num_tiles) -> None:
+        split = num_queries if num_dense is None else int(num_dense)
+        begin, end = (split, num_queries) if listed else (0, split)
+        lines = [
+            [min(begin + i, end), min(begin + i + tile_queries, end), row, min(row + span, num_rows)]
+            for row in range(0, num_rows, span)
+            for i in range(0, num_queries, tile_queries)
+        ]
+        assert len(lines) == num_tiles
+        tiles[:] = torch.tensor(lines)
+
     def count_probes(self, grid, probes, num_pairs, counts, places) -> None:
         assert not counts.any()
         order = list(range(num_pairs))

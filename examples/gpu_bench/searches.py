@@ -13,7 +13,7 @@ from gpu_bench.corpora import Corpus, batch_for, quantized
 from gpu_bench.kernels import scratch
 from gpu_bench.record import Record, seconds_of
 from stcli.model.planner import default_candidates
-from stcli.ops import cuda, rounds, scan_cuda
+from stcli.ops import cuda, row_tiles, scan_cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.filter_match import filter_match
 from stcli.ops.keys import EMPTY_KEY, best_keys, make_keys, split_keys
@@ -200,7 +200,7 @@ def measure_forms(record: Record, corpus: Corpus, backend: str, batch: int) -> N
         def work() -> Candidates:
             return search_rows(queries, corpus.index, words, lines, k0=132, backend=backend)
 
-        with patch.object(rounds, "FEW_QUERIES", few), patch.object(scan_cuda, "LISTED_SHARE", share):
+        with patch.object(row_tiles, "FEW_QUERIES", few), patch.object(scan_cuda, "LISTED_SHARE", share):
             seconds = seconds_of(device, work, repeat=3, most=1.0)
         record.add("forms", f"{corpus.name} {num_items:,}: {name}", ms=1e3 * seconds)
 

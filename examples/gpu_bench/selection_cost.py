@@ -46,15 +46,16 @@ INT8_OPS, MEMORY, CACHE = 600e12, 4e12, 5.5e12
 PROCESSORS, CLOCK, LANES, SHARED_BYTES, SHARED = 132, 1.7e9, 128, 128, 227 << 10
 """Multiprocessors; of each: clocks a second, instructions of a thread and bytes of shared memory a clock, its size."""
 
-LATENCY, LAUNCH = 800, 3e-6
-"""Clocks of a load from memory, and of the barriers of a count; seconds from one launch to the next."""
+LATENCY, NEAR_LATENCY, LAUNCH = 800, 100, 3e-6
+"""Clocks of a load from memory, and of the barriers of a count; of a load from shared memory and what is done with it;
+seconds from one launch to the next."""
 
-LOADS, BUCKETS_A_THREAD = 3, 4
+LOADS, LOADS_AGAIN, BUCKETS_A_THREAD = 3, 2, 4
 """As kernels/buckets.cuh has them."""
 
-TORCH_LAUNCHES, TILE_LAUNCHES = 90, 3
-"""Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to tell
-rows from one another in tiles, to put results where they belong. Kernels of kernels/probe_tiles.cu besides."""
+TORCH_LAUNCHES, TILE_LAUNCHES = 72, 4
+"""Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to
+start with empty buffers, to put results where they belong; and the kernels that make tiles."""
 
 LOOK, COUNT, MOVE, COMPARE = 10, 14, 16, 6
 """Instructions for a key, from the loops of the kernel: to find the ends, to count it, to move it, to compare it with
@@ -156,7 +157,9 @@ def select(step: Step, is_sample: bool) -> Block:
         cache=8 * count + 8 * passes * (count - near) + 8 * moved,
         instructions=(LOOK + COUNT * step.counts + MOVE * (not is_sample)) * count + 10 * buckets * step.counts,
         shared=8 * near * (1 + passes) + CONFLICTS * 4 * (count * step.counts + 2 * moved) + 16 * buckets * step.counts,
-        clocks=(1 + passes) * LATENCY * (-(-count // (LOADS * threads)) + 2),
+        clocks=LATENCY * -(-count // (LOADS * threads))
+        + passes * (LATENCY * -(-(count - near) // (LOADS_AGAIN * threads)) + NEAR_LATENCY * -(-near // threads))
+        + (1 + passes) * 2 * LATENCY,
     )
 
 

@@ -24,20 +24,8 @@ SMALL_SAMPLE = 4096
 MANY_KEYS = 1 << 21
 """Keys of a batch that a sample has to save to be worth its two launches: to write and read them takes as long."""
 
-TILE_ROWS = 4096
-LISTED_TILE_ROWS = 1 << 16
-"""Rows of a tile, for kernels that read all of them and for the one that reads only the admitted ones; and for rounds
-that most queries have no part in, whose tiles are closed as soon as they are opened."""
-
-FEWEST_SPANS = 64
-LEAST_TILE_ROWS = 128
-"""Few rows are cut into about so many pieces, whole multiples of this."""
-
 LISTED_SHARE = 64
 """A query that admits less than one row in so many reads only those: from bytes and operations, not yet measured."""
-
-FEW_QUERIES = 16
-"""A batch of fewer leaves most of an `mma` tile empty."""
 
 WIDE_QUERIES = 64
 """Queries a cluster, on average, from which the wide tile pays."""
@@ -145,73 +133,3 @@ def levels(num_rows: int, k0: int, num_queries: int = 1) -> list[Level]:
             return found
         found.insert(0, Level(found[0].row_step * STEP, rank))
         num_rows = -(-num_rows // STEP)
-
-
-def work_over_rows(
-    num_queries: int,
-    num_rows: int,
-    row_step: int,
-    device: torch.device,
-    fit: Fit,
-    listed: torch.Tensor | None = None,
-    large_tiles: bool = False,
-) -> list[Work]:
-    """All rows for every query, or every `row_step`-th from row 0 on.
-
-    Args:
-        num_queries: B.
-        num_rows: N.
-        row_step: at least 1.
-        device: of the tables.
-        fit: which kernels the device can run.
-        listed: bool [B], queries that read only their admitted rows; None for none.
-        large_tiles: for a round that hardly any query has a part in.
-    """
-    dense = fit(LISTED if num_queries < FEW_QUERIES else WIDE if num_queries > NARROW.tile_queries else NARROW)
-    tile_rows = LISTED_TILE_ROWS if dense is LISTED or large_tiles else TILE_ROWS
-    if listed is None:
-        rows = _row_spans(num_rows, row_step, tile_rows, device)
-        tiles = _grid(rows, _query_spans(dense, num_queries, None, None, device))
-        return [Work(dense, tiles, None, None, row_step)]
-    queries = torch.sort(listed.to(torch.int8), stable=True).indices
-    first_listed = num_queries - listed.sum()
-    parts = ((dense, None, first_listed, tile_rows), (LISTED, first_listed, None, LISTED_TILE_ROWS))
-    works = []
-    for form, first, end, most in parts:
-        rows = _row_spans(num_rows, row_step, most, device)
-        works.append(
-            Work(form, _grid(rows, _query_spans(form, num_queries, first, end, device)), queries, None, row_step)
-        )
-    return works
-
-
-def _row_spans(num_rows: int, row_step: int, most: int, device: torch.device) -> torch.Tensor:
-    """Every `row_step`-th row, in pieces of at most `most`: int64 [spans, 2], the first row and the end."""
-    even = -(-num_rows // (row_step * FEWEST_SPANS * LEAST_TILE_ROWS)) * LEAST_TILE_ROWS
-    step = row_step * min(max(even, 1), most)
-    first = torch.arange(0, num_rows, step, device=device)
-    return torch.stack([first, (first + step).clamp(max=num_rows)], -1)
-
-
-def _query_spans(
-    form: Form, num_queries: int, first: torch.Tensor | None, end: torch.Tensor | None, device: torch.device
-) -> torch.Tensor:
-    """Pairs first … end - 1 (default: all) in pieces of a tile: int64 [tiles, 2]; as many pieces as all may need."""
-    begin = torch.arange(0, num_queries, form.tile_queries, device=device)
-    stop = begin.new_full((), num_queries) if end is None else end
-    if first is not None:
-        begin = begin + first
-    begin = torch.minimum(begin, stop)
-    return torch.stack([begin, torch.minimum(begin + form.tile_queries, stop)], -1)
-
-
-def _grid(rows: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """Every span of queries with every span of rows, those of the same rows side by side: int64 [T, 4]."""
-    each = torch.cat(
-        [
-            queries.expand(len(rows), -1, -1),
-            rows[:, None].expand(-1, len(queries), -1),
-        ],
-        -1,
-    )
-    return each.flatten(0, 1).contiguous()

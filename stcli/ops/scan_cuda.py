@@ -5,13 +5,12 @@ places.
 
 Samples of the rows come first, spread evenly over all of them or over those of the probed clusters, and then all
 (`levels` in rounds.py). Of a sample only a threshold stays. It is a guess, so low that k0 rows are above it almost
-surely. A query that is left with fewer is scored again with the threshold that the sample itself was collected with,
-and then with none. What the last round collects is sorted, or, where it is too much for that, selected first.
+surely. A query that is left with fewer is scored again with the threshold that the sample itself was collected with;
+one that collects more than its buffer holds, with about the k0-th of what it did collect. What is there then is sorted,
+or, where it is too much for that, selected first.
 
-A query that collects more than its buffer holds is scored again, with about the k0-th of what it did collect as
-threshold. One that still does not fit after `REDOS` of these, which takes rows in an unlucky order, is answered by the
-torch form at the end, unless the caller sees to it. Results depend on neither the order of appends nor any of these
-sizes.
+A query that still has too few or too many after `REDOS` of these, hardly ever one, is answered by the torch form at the
+end, unless the caller sees to it. Results depend on neither the order of appends nor any of these sizes.
 
 Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 300 KB for 13,000), 32 bytes a tile, and
 up to 20 bytes a (query, probe) pair.
@@ -21,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -35,8 +33,8 @@ from stcli.ops.rounds import (
     Work,
     levels,
     rank_in_sample,
-    work_over_rows,
 )
+from stcli.ops.row_tiles import RowTiles
 from stcli.ops.scan import Scan
 from stcli.types import Candidates, Lines, Quantized
 
@@ -61,8 +59,8 @@ THREADS = 256
 _ROOM = 16_384
 """Places of a query's buffer beside its k0 best, at least."""
 
-REDOS = 2
-"""More attempts of a round for queries that collected too much or too little."""
+REDOS = 1
+"""More attempts for queries that collected too much or too little; each has its launches, if there are any or not."""
 
 TorchForm = Callable[[Scan, torch.Tensor], Candidates]
 """Called with the search of the queries that the rounds could not answer, and their numbers int64 [b]."""
@@ -106,11 +104,10 @@ def search_all_rows(
     if admitted is not None:
         listed = admitted * LISTED_SHARE < num_rows
         whole = admitted <= capacity
-    work = partial(work_over_rows, num_queries, num_rows, device=device, fit=fits or fit(scan), listed=listed)
-
+    tiles = RowTiles.of(num_queries, num_rows, device, fits or fit(scan), listed)
     *samples, last = levels(num_rows, scan.k0, num_queries)
-    rounds = [Round(work(level.row_step), [], level.wanted) for level in samples]
-    rounds.append(Round(work(1), work(1, large_tiles=True), last.wanted))
+    rounds = [Round(tiles.work(level.row_step), [], level.wanted) for level in samples]
+    rounds.append(Round(tiles.work(1), tiles.work(1, large_tiles=True), last.wanted))
     return _run(scan, rounds, capacity, torch_form, unsure, whole)
 
 

@@ -86,13 +86,13 @@ def test_with_the_kernels(report, monkeypatch):
     rows = [row for row in data["rows"] if row["stage"] == "kernels"]
     launched = {row["name"].rpartition(" ")[2] for row in rows}
     assert launched == {
-        "count_probes", "cut_tiles", "filter_leaves", "filter_match", "filter_probes", "place_probes", "rescore",
-        "score_dp4a", "score_mma_narrow", "score_mma_narrow_bounds", "select_keys", "sort_keys", "take_best",
-        "verify_terms",
+        "count_probes", "cut_rows", "cut_tiles", "filter_leaves", "filter_match", "filter_probes", "place_probes",
+        "rescore", "score_dp4a", "score_mma_narrow", "score_mma_narrow_bounds", "select_keys", "sort_keys",
+        "take_best", "verify_terms",
     }  # fmt: skip
     assert all(0 < row["share"] <= 1 for row in rows)
     unmeasured = {row["name"].rpartition(" ")[2] for row in rows if "of_copy" not in row}
-    assert unmeasured == {"cut_tiles", "filter_leaves"}
+    assert unmeasured == {"cut_rows", "cut_tiles", "filter_leaves"}
     selection = [row for row in data["rows"] if row["stage"] == "selection"]
     assert all(0 < row["share"] < 1 for row in selection)
     for name in ("search_rows, no filter, k=3", "by arithmetic: search_rows, no filter, k=3", "search_rows, filters"):

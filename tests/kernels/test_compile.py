@@ -17,6 +17,7 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs,
 
 CEILINGS = {
     "count_probes": 16,
+    "cut_rows": 32,
     "cut_tiles": 32,
     "filter_leaves": 64,
     "filter_match": 48,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stcli.ops import cuda, rounds, scan_cuda
+from stcli.ops import cuda, rounds, row_tiles, scan_cuda
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.probe_tiles import work_over_probes
 from stcli.ops.rounds import (
@@ -21,8 +21,8 @@ from stcli.ops.rounds import (
     Work,
     levels,
     rank_in_sample,
-    work_over_rows,
 )
+from stcli.ops.row_tiles import RowTiles
 from stcli.ops.search_clusters import search_clusters
 from stcli.ops.search_rows import search_rows
 from tests.emulated import Emulated
@@ -58,8 +58,9 @@ def test_every_row_comes_once_for_every_query(data):
         )
     with pytest.MonkeyPatch.context() as patch:
         for name in ("TILE_ROWS", "LISTED_TILE_ROWS", "FEWEST_SPANS", "LEAST_TILE_ROWS"):
-            patch.setattr(rounds, name, data.draw(st.integers(1, 50)))
-        works = work_over_rows(num_queries, num_rows, row_step, CPU, FIT, listed, large_tiles)
+            patch.setattr(row_tiles, name, data.draw(st.integers(1, 50)))
+        with cuda.launching_with(StandIn()):
+            works = RowTiles.of(num_queries, num_rows, CPU, FIT, listed).work(row_step, large_tiles)
     assert sorted(pair for work in works for pair in pairs_of(work)) == [
         (query, row) for query in range(num_queries) for row in range(0, num_rows, row_step)
     ]
@@ -127,7 +128,8 @@ def test_every_probed_row_comes_once(seed, num_queries, num_clusters, row_step):
 
 def test_the_kernel_fits_the_batch():
     def first(queries, fit=FIT):
-        return work_over_rows(queries, 10**6, 1, CPU, fit)[0].form
+        with cuda.launching_with(StandIn()):
+            return RowTiles.of(queries, 10**4, CPU, fit).work(1)[0].form
 
     assert [first(queries) for queries in (1, 20, 4096)] == [LISTED, NARROW, WIDE]
     assert first(4096, Fit(1024, 163 << 10)) == NARROW
@@ -150,7 +152,9 @@ def small_buffers(monkeypatch, room, redos=2, step=7):
     monkeypatch.setattr(scan_cuda, "capacity_for", lambda num_rows, k0: k0 + room)
     monkeypatch.setattr(scan_cuda, "REDOS", redos)
     monkeypatch.setattr(scan_cuda, "SORTED_AT_ONCE", 0)
-    for name, value in (("TILE_ROWS", 37), ("STEP", step), ("SMALL_SAMPLE", 20), ("LEAST_TILE_ROWS", 5)):
+    for name, value in (("TILE_ROWS", 37), ("LEAST_TILE_ROWS", 5)):
+        monkeypatch.setattr(row_tiles, name, value)
+    for name, value in (("STEP", step), ("SMALL_SAMPLE", 20)):
         monkeypatch.setattr(rounds, name, value)
     monkeypatch.setattr(rounds, "rank_in_sample", lambda k: -(-k // step) + 1)
 
