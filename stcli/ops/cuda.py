@@ -33,8 +33,8 @@ Argument = torch.Tensor | int | float | None
 LEAST_CAPABILITY = (8, 0)
 """The int8 `mma.m16n8k32` of the score kernels."""
 
-STATIC_SHARED_BYTES = 48 << 10
-"""More dynamic shared memory than this must be asked for."""
+UNASKED_SHARED_BYTES = 40 << 10
+"""More dynamic shared memory than this must be asked for: a block may have 48 KB with what its kernel declares."""
 
 MOST_BLOCKS = 2**31 - 1
 
@@ -265,7 +265,7 @@ class _CupyLauncher:
 
     def _function(self, index: int, source: Path, kernel: str, shared_bytes: int) -> Any:
         key = (index, source, kernel)
-        function, allowed = self.functions.get(key, (None, STATIC_SHARED_BYTES))
+        function, allowed = self.functions.get(key, (None, UNASKED_SHARED_BYTES))
         if function is None:
             capability = torch.cuda.get_device_capability(index)
             path = compiled(self.cupy.cuda.nvrtc, flat_source(source), source.name, capability)

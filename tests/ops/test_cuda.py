@@ -90,7 +90,7 @@ def test_a_launch(fake_cupy, tmp_path, monkeypatch):
     (tmp_path / "add.cu").write_text('extern "C" __global__ void add(float* x, long long n, float y) {}')
     monkeypatch.setattr(cuda, "kernel_folder", lambda: tmp_path)
     numbers = torch.arange(4.0)
-    for shared_bytes in (0, 1000, 60_000, 50_000):
+    for shared_bytes in (0, 1000, 49_000, 60_000, 50_000):
         cuda.launch("add.cu", "add", 3, 256, numbers, None, 2**40, 0.5, shared_bytes=shared_bytes)
     calls = [entry for entry in fake_cupy if entry[0] == "add"]
     assert len(sys.modules["cupy"].cuda.nvrtc.compiled) == 1, "compiled once a process"
@@ -100,7 +100,7 @@ def test_a_launch(fake_cupy, tmp_path, monkeypatch):
     assert (grid, block) == ((3, 1, 1), (256, 1, 1))
     assert arguments == (numbers.data_ptr(), 0, 2**40, 0.5)
     assert [type(item) for item in arguments] == [np.uint64, np.uint64, np.int64, np.float32]
-    assert [call[4:] for call in calls] == [(0, 0), (1000, 0), (60_000, 60_000), (50_000, 60_000)]
+    assert [call[4:] for call in calls] == [(0, 0), (1000, 0), (49_000, 49_000), (60_000, 60_000), (50_000, 60_000)]
     assert fake_cupy[0] == ("device", 0)
     assert fake_cupy[1] == ("stream", 77), "on torch's current stream"
 
