@@ -10,6 +10,7 @@ import pytest
 
 from stcli.ops import cuda
 from stcli.ops.cubins import compile_text
+from stcli.ops.scan_cuda import OWN_SHARED_BYTES
 from tests.emulation.emulate import KERNELS, kernels_in
 
 nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs, is not installed").cuda.nvrtc
@@ -64,14 +65,15 @@ def test_registers_and_spills(file, capability):
     assert "warning" not in log, log
     found = re.findall(
         r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-        r".*?Used (\d+) registers",
+        r".*?Used (\d+) registers(?:, used \d+ barriers)?(?:, (\d+) bytes smem)?",
         log,
         re.DOTALL,
     )
     assert sorted(kernel for kernel, *_ in found) == sorted(kernels_in(text)), log
-    for kernel, stack, stores, loads, registers in found:
+    for kernel, stack, stores, loads, registers, own_shared in found:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), f"{kernel} spills"
         assert int(registers) <= CEILINGS[kernel], f"{kernel} uses {registers} registers"
+        assert int(own_shared or 0) <= OWN_SHARED_BYTES, f"{kernel} declares {own_shared} bytes of shared memory"
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100], ids="sm_{}".format)
