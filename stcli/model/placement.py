@@ -18,7 +18,7 @@ from stcli.ops.scan_cuda import capacity_for
 GROUPS = {
     "search": (
         "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
-        "cluster_radii", "id_order", "id_rank",
+        "cluster_radii", "id_rank",
     ),
     "filter": ("own_words", "bloom_words", "bloom_offsets"),
     "embeddings": ("embedding_values", "embedding_exponents"),

@@ -303,5 +303,5 @@ class Segment(nn.Module):
 _BUFFERS = (
     "codes", "scales", "errors", "norms", "centroid_codes", "centroid_scales", "cluster_offsets",
     "cluster_radii",
-    "embedding_values", "embedding_exponents", "id_order", "id_rank",
+    "embedding_values", "embedding_exponents", "id_rank",
 )  # fmt: skip

@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stcli
 from stcli.errors import DeviceError, InputError
 from stcli.model import placement
 from stcli.model.placement import choose_placement, group_bytes, query_bytes
+from stcli.storage.artifact import open_artifact_file
+from tests.far_device import FAR
 
 GB = 10**9
 EIGHTY_MILLION = {"search": 12 * GB, "filter": 10 * GB, "embeddings": 21 * GB, "terms": 7 * GB}
@@ -70,3 +73,13 @@ def test_bytes_of_groups_leave_out_what_stays_on_the_host_anyway():
         "filter": 5,
         "terms": 2,
     }
+
+
+def test_as_many_bytes_go_to_the_device_as_are_counted(tiny):
+    sizes = {name: array.nbytes for name, array in open_artifact_file(tiny.model).arrays.items()}
+    counted = group_bytes(sizes)
+    (segment,) = stcli.open_artifact(tiny.model, device=FAR).segments
+    placed = {name: buffer.nbytes for name, buffer in segment.named_buffers() if buffer.device == FAR}
+    assert sum(placed.values()) == counted["search"] + counted["filter"] + counted["embeddings"]
+    assert placed["id_rank"] == sizes["id_rank"]
+    assert "id_order" not in placed
