@@ -159,9 +159,9 @@ class Corpus(nn.Module):
         return dict(sizes)
 
     @property
-    def column_bytes(self) -> list[np.ndarray | None]:
-        """The kept columns of each segment."""
-        return [segment.column_bytes for segment in self.segments]
+    def artifacts(self) -> list[Artifact]:
+        """What each segment was made from."""
+        return [segment.artifact for segment in self.segments]
 
     # ---- an artifact of one segment, looked into -------------------------------------------------------------------
 

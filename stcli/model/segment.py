@@ -21,7 +21,7 @@ from stcli.ops.filter_match import filter_match
 from stcli.ops.filter_probes import cluster_words, filter_probes
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
-from stcli.storage.steering import check_opened, check_placed
+from stcli.storage.steering import check_opened, check_own_rows, check_placed
 from stcli.types import (
     BLOCK_ROWS,
     BLOCK_WORDS,
@@ -88,15 +88,15 @@ class Segment(nn.Module):
         self.living_words = living
         self.probed = True
         self.terms: Postings = load_terms(arrays)
-        self.ids = ItemIds.from_arrays(arrays)
+        self.ids = ItemIds.from_arrays(arrays, str(artifact.path))
         self.lookup = IdLookup(self.ids, "auto" if backend == "cuda" else backend)  # ids stay on the host
-        self.column_bytes: np.ndarray | None = arrays.get("columns")
         matrix = load_matrix(arrays, described, manifest["num_items"])
         self.register_buffer("own_words", matrix.own, persistent=False)
         self.register_buffer("bloom_words", matrix.bloom, persistent=False)
         self.register_buffer("bloom_offsets", matrix.bloom_offsets, persistent=False)
         self.overarch = load_overarch(manifest.get("overarch"), arrays, lambda: self.embeddings, backend)
         self._words: torch.Tensor | None = None
+        self._own_rows_checked = False
         lengths = cluster_words(torch.from_numpy(arrays["cluster_offsets"]))
         self._most_words = lengths.sort(descending=True).values.cumsum(0)
 
@@ -271,7 +271,14 @@ class Segment(nn.Module):
         return count_bits(words.view(-1, RUN_WORDS), backend=self.backend).view(filters.num_filters, len(runs))
 
     def _local(self, program: Program) -> Program:
-        """A program whose Bloom leaves read the blocks of this segment as blocks of the index it was cut from."""
+        """A program whose Bloom leaves read the blocks of this segment as blocks of the index it was cut from.
+
+        Raises:
+            FormatError: the own rows that programs are made of are damaged; they are looked at once.
+        """
+        if not self._own_rows_checked:
+            check_own_rows(self.manifest, self.artifact.arrays, str(self.artifact.path))
+            self._own_rows_checked = True
         if not self.first_block:
             return program
         leaves = program.leaves.clone()

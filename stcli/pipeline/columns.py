@@ -9,35 +9,54 @@ import torch
 
 from stcli.errors import InputError, nearest
 from stcli.ops.cap_groups import OWN_GROUP
+from stcli.storage.artifact import Artifact
+from stcli.storage.index_dir import IndexDir
+from stcli.storage.kept import check_kept, read_kept
+from stcli.storage.steering import damage
 
 
 class KeptColumns:
-    """Kept item columns in row order.
+    """Kept item columns in row order. A column is checked when it is first used.
 
     Args:
-        data: uint8, the bytes of an Arrow file for each run of rows, or None if nothing was kept.
+        parts: what keeps them, for each run of rows.
+
+    Raises:
+        FormatError: no Arrow file, or one of other columns or rows than a manifest says; as does every use of a column
+            whose content is damaged.
     """
 
-    def __init__(self, *data: np.ndarray | None) -> None:
-        parts = [pa.ipc.open_file(pa.py_buffer(part)).read_all() for part in data if part is not None]
-        joined = pa.concat_tables(parts) if parts else pa.table({})
-        self._table = joined if len(parts) < 2 else joined.unify_dictionaries()
+    def __init__(self, *parts: Artifact | IndexDir) -> None:
+        self._parts = [(str(part.path), read_kept(part)) for part in parts]
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        for where, table in self._parts:
+            if table.schema != self.schema:
+                raise damage(where, "the file of kept columns", "has other types than that of the first file")
 
     @property
     def schema(self) -> pa.Schema:
         """Names and types."""
-        return self._table.schema
+        return self._parts[0][1].schema
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        if name not in self._columns:
+            for where, table in self._parts:
+                check_kept(table[name], where, name)
+            chunks = [chunk for _, table in self._parts for chunk in table[name].chunks]
+            joined = pa.chunked_array(chunks, self.schema.field(name).type)
+            self._columns[name] = joined if len(self._parts) < 2 else joined.unify_dictionaries()
+        return self._columns[name]
 
     def take(self, name: str, rows: np.ndarray) -> pa.Array:
         """Values of a column at rows int64 [M]."""
-        taken = self._table[name].take(pa.array(rows))
+        taken = self._column(name).take(pa.array(rows))
         return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken
 
     def slice_bytes(self, first: int, end: int) -> np.ndarray:
         """Rows first … end - 1 as the bytes of an Arrow file, uint8."""
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, self._table.schema) as writer:
-            writer.write_table(self._table.slice(first, end - first))
+        sink, table = pa.BufferOutputStream(), pa.table([*map(self._column, self.schema.names)], schema=self.schema)
+        with pa.ipc.new_file(sink, self.schema) as writer:
+            writer.write_table(table.slice(first, end - first))
         return np.frombuffer(sink.getvalue(), np.uint8)
 
     def kinds(self) -> dict[str, str]:
@@ -46,7 +65,7 @@ class KeptColumns:
 
     def values(self, name: str) -> torch.Tensor:
         """A whole number or boolean column as a formula reads it, see `formula_values`; [N]."""
-        return formula_values(self._table[name])
+        return formula_values(self._column(name))
 
     def groups(self, name: str, option: str) -> torch.Tensor:
         """A code for each item, equal for equal values of a column; int32 [N], `OWN_GROUP` for null.
@@ -63,7 +82,7 @@ class KeptColumns:
                 f"{option} {name}: the artifact keeps no such column; {nearest(name, self.schema.names)} "
                 "(build-index --keep-columns)"
             )
-        column = self._table[name]
+        column = self._column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if pa.types.is_nested(kind) or pa.types.is_floating(kind):
             raise InputError(f"{option} {name}: is {kind}; groups need a string, integer, boolean or date column")

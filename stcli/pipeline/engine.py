@@ -112,7 +112,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.model = self.reader.model
-        self.kept = KeptColumns(*self.model.column_bytes)
+        self.kept = KeptColumns(*self.model.artifacts)
         for name in self.item_columns:
             if name not in self.kept.schema.names:
                 raise InputError(

@@ -92,8 +92,8 @@ class _Checker:
                     self._require(np.isfinite(values[part]).all(), name, "hold a value that is not finite")
 
     def _ids(self) -> None:
-        ids = ItemIds.from_arrays(dict(self.arrays))
-        known = ids.ids if not ids.is_string else ids.ids.cast(pa.large_binary())
+        ids = ItemIds.from_arrays(self.arrays, self.where)
+        known = ids.readable if not ids.is_string else ids.readable.cast(pa.large_binary())
         for part in pieces(self.num_items, overlap=1):
             rows = np.asarray(ids.order[part])
             self._require(

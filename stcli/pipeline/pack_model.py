@@ -144,12 +144,12 @@ class _Packing:
         """Write the artifact as one file; its manifest."""
         config, manifest, arrays = self.config, self.opened.manifest, dict(self.opened.arrays)
         source = arrays.pop("embeddings")
-        kept = KeptColumns(arrays.get("columns"))
+        kept = KeptColumns(self.opened)
         value_models = pack_value_models(self.formulas, _tasks(config.overarch), kept)
         wide = source
         with self.stages("embeddings"):
             if config.embeddings is not None:
-                wide = join_by_id(config, ItemIds.from_arrays(arrays), manifest, path)
+                wide = join_by_id(config, ItemIds.from_arrays(arrays, str(self.opened.path)), manifest, path)
             packed = _pack_embeddings(wide, config.embedding_dtype, self.progress)
             if wide is source and packed:
                 packed |= _error_bounds(source, packed, arrays["codes"], arrays["scales"])
@@ -231,7 +231,7 @@ def _pack_overarch(
 
 def _estimate(config: PackConfig, opened: IndexDir, dim: int) -> dict[str, Any]:
     """What `--dry-run` tells: the arrays of learned layers are described, not computed."""
-    packed, kept = dim if config.embedding_dtype != "none" else 0, KeptColumns(opened.arrays.get("columns"))
+    packed, kept = dim if config.embedding_dtype != "none" else 0, KeptColumns(opened)
     overarch, learned = _pack_overarch(config, lambda: iter(()), int(opened.manifest["num_items"]), dim, kept)
     _, layers = pack_tower(config.tower, packed, config.allow_model_code)
     described = {

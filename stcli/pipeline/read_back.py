@@ -42,8 +42,8 @@ class ItemReader:
 
     def __init__(self, part: Artifact, id_column: str, embedding_column: str, lists: set[str]) -> None:
         self.arrays, self._dim = part.arrays, int(part.manifest["dim"])
-        self._ids = ItemIds.from_arrays(part.arrays)
-        self._kept = KeptColumns(part.arrays.get("columns"))
+        self._ids = ItemIds.from_arrays(part.arrays, str(part.path))
+        self._kept = KeptColumns(part)
         self._names = id_column, embedding_column
         self._features = {
             feature.name: (feature, values_of(feature), feature.name in lists)

@@ -40,7 +40,7 @@ def scoring_options(
         InputError: there is no such value model, task or column.
     """
     options = ScoringOptions(combine, pool, overarch)
-    scored, kept = scored_tasks(model, options, tuple(tasks)), KeptColumns(*model.column_bytes)
+    scored, kept = scored_tasks(model, options, tuple(tasks)), KeptColumns(*model.artifacts)
     values = tuple(open_value_model(model.manifest, name, scored, kept) for name in value_models)
     names = {column for value in values for column in value.columns("item")}
     columns = {name: kept.values(name) for name in sorted(names)}

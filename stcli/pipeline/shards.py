@@ -130,7 +130,7 @@ def _shard_arrays(whole: Artifact, first: int, end: int) -> dict[str, np.ndarray
     found["term_counts"] = np.bincount(found["term_values"], minlength=len(arrays["term_counts"])).astype(np.int64)
     found["feature_present"] = np.array(list(_present(whole.manifest, found)), np.int64)
     if "columns" in arrays:
-        found["columns"] = KeptColumns(arrays["columns"]).slice_bytes(first, end)
+        found["columns"] = KeptColumns(whole).slice_bytes(first, end)
     return found
 
 

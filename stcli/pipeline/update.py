@@ -188,7 +188,7 @@ class _Update:
             self.upserts = None  # a table without rows
         self.quarantine = None if self.upserts is None else self.upserts.quarantine
         self.deletes = None if delete is None else read_deletes(delete, self.build.id_column, main)
-        self.ids = [ItemIds.from_arrays(part.arrays) for part in self.old.parts]
+        self.ids = [ItemIds.from_arrays(part.arrays, str(part.path)) for part in self.old.parts]
 
     def estimate(self) -> dict[str, Any]:
         """What would be written, for `--dry-run`; the rows of the upserts are not read."""

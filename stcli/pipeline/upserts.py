@@ -95,7 +95,7 @@ class Upserts:
         """The columns that a build reads, without dictionaries; those that are kept have the types of the artifact."""
         assert self.schema is not None
         names = [self.config.id_column, *self.schema.vectors.columns, *self.schema.features, *self.config.keep_columns]
-        kept = KeptColumns(self.main.arrays.get("columns")).schema
+        kept = KeptColumns(self.main).schema
         kinds = {field.name: plain_type(field.type) for field in self.table.schema}
         kinds |= {field.name: field.type for field in kept}
         return pa.schema([(name, kinds[name]) for name in dict.fromkeys(names)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stcli.errors import FormatError
+from stcli.storage.steering import damage
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,13 @@ class ItemIds:
         ids: int64 array, or large_string, [N] in row order; its buffers may be memory-mapped.
         order: int64 [N], rows by ascending id (signed int64, or UTF-8 bytes).
         rank: int64 or int32 [N], position of a row's id in that order.
+        where: the file that they are in, for messages.
     """
 
     ids: pa.Array
     order: np.ndarray
     rank: np.ndarray
+    where: str = "ids"
 
     @property
     def is_string(self) -> bool:
@@ -90,15 +94,15 @@ class ItemIds:
             offsets = np.frombuffer(buffer, np.int64)[self.ids.offset : self.ids.offset + len(self.ids) + 1]
             size = 0 if data is None else data.size
             if offsets[0] < 0 or offsets[-1] > size or (offsets[1:] < offsets[:-1]).any():
-                raise _damaged_offsets(size)
+                raise _damaged_offsets(self.where, size)
         return self.ids
 
     def _check_rows(self, rows: np.ndarray) -> None:
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self.ids)):
-            raise FormatError(
-                f"ids of the rows {rows.min()} … {rows.max()} are looked for, expected rows in "
-                f"0 … {len(self.ids) - 1}, so id_order or other content is damaged; make it again from its input"
-            )
+            raise damage(
+                self.where, "id_order or another array", f"leads to the rows {rows.min()} … {rows.max()}, "
+                f"expected rows in 0 … {len(self.ids) - 1}"
+            )  # fmt: skip
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays that are stored; see FORMAT.md."""
@@ -111,8 +115,8 @@ class ItemIds:
         return {"item_id_bytes": raw, "item_id_offsets": place - place[0], **stored}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> ItemIds:
-        """The inverse of `arrays`; nothing is copied.
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], where: str = "ids") -> ItemIds:
+        """The inverse of `arrays`; nothing is copied. `where` is the file that they are in.
 
         Raises:
             FormatError: the offsets of strings do not begin and end within the bytes.
@@ -125,8 +129,8 @@ class ItemIds:
             try:
                 ids = pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
             except pa.ArrowInvalid as error:  # it looks at the ends alone
-                raise _damaged_offsets(len(data)) from error
-        return cls(ids, arrays["id_order"], arrays["id_rank"])
+                raise _damaged_offsets(where, len(data)) from error
+        return cls(ids, arrays["id_order"], arrays["id_rank"], where)
 
     @classmethod
     def of(cls, ids: pa.Array) -> ItemIds:
@@ -137,10 +141,8 @@ class ItemIds:
         return cls(ids, order, rank)
 
 
-def _damaged_offsets(size: int) -> FormatError:
-    return FormatError(
-        f"item_id_offsets do not ascend within 0 … {size}, so the content is damaged; make it again from its input"
-    )
+def _damaged_offsets(where: str, size: int) -> FormatError:
+    return damage(where, "item_id_offsets", f"do not ascend within 0 … {size}")
 
 
 def id_order(ids: pa.Array) -> np.ndarray:

@@ -57,7 +57,7 @@ def check_placed(manifest: Mapping[str, Any], arrays: Arrays, where: str, *, ter
         FormatError: naming the array.
     """
     check_ranks(manifest, arrays, where)
-    _check_own_rows(manifest, arrays, where)
+    check_own_rows(manifest, arrays, where)
     if terms:
         check_offsets(manifest, arrays, where, "term_offsets")
 
@@ -119,7 +119,12 @@ def check_ranks(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None
         before = ranks[-1]
 
 
-def _check_own_rows(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None:
+def check_own_rows(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None:
+    """Check that terms, slices and the presence of values lie on own rows that there are.
+
+    Raises:
+        FormatError: naming the array.
+    """
     num_own, described = len(arrays["own_words"]), manifest["filter"]["features"]
     _check_within(where, "own_row", arrays["own_row"], -1, num_own - 1)
     rows = [feature["presence_row"] for feature in described]

@@ -123,6 +123,15 @@ def test_the_cpu_checks_what_it_follows(model, tmp_path, name, how, backend):
                 assert len(opened.ids.take(found.rows[found.rows >= 0].numpy())) == int(found.counts.sum())
 
 
+@pytest.mark.parametrize("how", ["negative", "past the end", "first negative"])
+def test_own_rows_are_looked_at_before_a_filter_is(model, tmp_path, how):
+    opened, vectors = stcli.open_artifact(damaged(model, tmp_path / "m", "own_row", how)), np.ones((2, DIM), np.float32)
+    assert int(opened(vectors, None, 5).counts.sum()) == 10
+    for _ in range(2):
+        with pytest.raises(FormatError, match=r"/m: own_row leads to .*expected numbers in -1 … .*, so the content is"):
+            opened(vectors, "tags = 't001'", 5)
+
+
 def test_a_whole_one_is_placed(model):
     opened = stcli.open_artifact(model, device=FAR, placement=PLACED)
     assert {opened.device, opened.terms.offsets.device} == {FAR}

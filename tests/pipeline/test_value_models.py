@@ -6,6 +6,7 @@ import datetime
 import json
 import math
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from stcli.ops.cap_groups import OWN_GROUP
 from stcli.pipeline.columns import KeptColumns, formula_kind, formula_values
 from stcli.pipeline.rules import read_rules
 from stcli.pipeline.value_models import given_value_models, open_value_model
-from stcli.storage.artifact import open_artifact_file
+from stcli.storage.artifact import Artifact, open_artifact_file
 from tests.index_tools import fixed, vectors, write_items
 
 KEPT = {
@@ -36,7 +37,8 @@ def kept_of(columns: dict[str, pa.Array]) -> KeptColumns:
     table = pa.table(columns)
     with pa.ipc.new_file(sink, table.schema) as file:
         file.write_table(table, max_chunksize=30)
-    return KeptColumns(np.frombuffer(sink.getvalue(), np.uint8))
+    arrays = {"columns": np.frombuffer(sink.getvalue(), np.uint8)}
+    return KeptColumns(Artifact(Path("m"), {"columns": list(columns), "num_items": len(table)}, arrays))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_value_models_are_packed_canonically_and_opened(tmp_path, index):
         "feed": {"formula": "task.like + if(item.is_new, 1, 0) * query.hour", "nan": "lowest", "tasks": ["like"]},
         "safe": {"formula": "2 * task.like - 3 * task.report", "nan": "error", "tasks": ["like", "report"]},
     }
-    kept = KeptColumns(packed.arrays["columns"])
+    kept = KeptColumns(packed)
     model = open_value_model(packed.manifest, "feed", ["like", "share"], kept)
     assert model.columns("item") == ("is_new",)
     assert model.columns("query") == ("hour",)
@@ -119,7 +121,7 @@ def test_a_file_of_deep_json_is_refused(tmp_path):
 
 def test_a_value_model_is_opened_by_name_with_the_tasks_there_are(tmp_path, index):
     packed = pack(index, tmp_path / "m.safetensors", value_models=["feed=task.like"])
-    kept = KeptColumns(packed.arrays["columns"])
+    kept = KeptColumns(packed)
     with pytest.raises(InputError, match=r"--value-model fed: .* did you mean 'feed'"):
         open_value_model(packed.manifest, "fed", ["like"], kept)
     with pytest.raises(FormulaError, match=r"there is no task\.like; .*there are: task\.share"):

@@ -82,14 +82,14 @@ def test_damaged_offsets_of_strings_are_not_followed(place, value):
         damaged[1] = 1
 
     def ids():
-        return ItemIds.from_arrays({**stored, "item_id_offsets": damaged})
+        return ItemIds.from_arrays({**stored, "item_id_offsets": damaged}, "m")
 
     for use in (
         lambda: ids().take(np.arange(len(TEXTS))),
         lambda: ids().rows_of(ids_of(TEXTS)),
         lambda: IdLookup(ids()).rows_of(ids_of(TEXTS)),
     ):
-        with pytest.raises(FormatError, match=r"item_id_offsets do not ascend within 0 … .* damaged"):
+        with pytest.raises(FormatError, match=r"m: item_id_offsets do not ascend within 0 … .* damaged"):
             use()
 
 
