@@ -340,9 +340,9 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def at_least(option: str, value: int | None, least: int) -> None:
-    """Check that an option, if given, is not below `least`."""
-    if value is not None and value < least:
-        raise InputError(f"{option} {value}: expected a whole number of at least {least}")
+    """Check that an option, if given, is not below `least`, and has its place in 64 bits."""
+    if value is not None and not least <= value < 2**63:
+        raise InputError(f"{option} {value}: expected a whole number of at least {least}, and below 2^63")
 
 
 def fraction(option: str, value: float | None) -> None:

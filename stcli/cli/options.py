@@ -155,7 +155,7 @@ def load_config(context: typer.Context, path: Path | None) -> Path | None:
         return None
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--config {path}: cannot be read ({error}); expected a TOML file of options") from error
     # By the option's name, since the parameter of --json is called something else.
     known = {name.lstrip("-"): item.name for item in context.command.params for name in item.opts if name[:2] == "--"}

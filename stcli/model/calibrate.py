@@ -194,7 +194,7 @@ def read_calibration(path: str | None, model: Corpus, k: int) -> Calibration | N
         return None
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--calibration {path}: cannot be read ({error}); expected a file written by stcli") from error
     found = Calibration.from_json(data.get("calibration", data) if isinstance(data, dict) else {})
     found.check(model.fingerprint, k)

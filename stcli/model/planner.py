@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from stcli.errors import InputError
+from stcli.storage.shape import COUNT, NUMBER, SOME, TEXT, Maybe, Shape, check_shape
 
 ROUTES = ("probe", "rows", "given")
 """`probe` scores the nearest clusters; `rows` scores every admitted row and proves the result; `given`: the request
@@ -63,6 +64,12 @@ FLOOR_GAIN = 4
 """A floor is looked for where searching all admitted rows costs so many times as much."""
 
 
+_SHAPE: Shape = {
+    "artifact": TEXT, "k": SOME, "target_recall": NUMBER, "seed": COUNT, "probes": (COUNT,) * len(BANDS),
+    "recall": [Maybe(NUMBER)], "lower_bound": [Maybe(NUMBER)], "queries": [COUNT],
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Clusters to probe in each band, measured on a sample of queries.
@@ -96,7 +103,7 @@ class Calibration:
         """Read what `to_json` wrote.
 
         Raises:
-            InputError: a key is missing.
+            InputError: a key is missing, or its value is of another type.
         """
         given = data if isinstance(data, dict) else {}
         missing = [name for name in cls.__dataclass_fields__ if name not in given]
@@ -104,6 +111,7 @@ class Calibration:
             raise InputError(
                 f"calibration: {', '.join(missing)} missing; expected a file written by stcli retrieve, not --exact"
             )
+        check_shape(given, _SHAPE, "calibration")
         values: dict[str, Any] = {name: given[name] for name in cls.__dataclass_fields__}
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)

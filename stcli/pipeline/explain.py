@@ -23,6 +23,7 @@ from stcli.model.open import open_artifact
 from stcli.model.retriever import Retriever
 from stcli.model.segment import Segment
 from stcli.storage.remote import on_any_filesystem
+from stcli.storage.steering import check_all
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
 
 LEAVES_SHOWN = 24
@@ -49,6 +50,8 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         InputError: it is empty.
     """
     opened = open_artifact(model)
+    for part in opened.artifacts:
+        check_all(part.manifest, part.arrays, str(part.path))
     tree = parse(filter)
     plan = opened.planner.plan(filter)
     if tree is None or plan is None:

@@ -20,7 +20,7 @@ from stcli.filters.vocabulary import Strings
 from stcli.ops.count_bits import count_bits
 from stcli.storage.ids import ItemIds
 from stcli.storage.parquet import open_table
-from stcli.storage.steering import PIECE, check_offsets, damage, offset_ends, pieces
+from stcli.storage.steering import PIECE, check_all, damage, pieces
 from stcli.types import BLOCK_ROWS, BLOCK_WORDS
 
 
@@ -62,8 +62,7 @@ class _Checker:
             raise self._fail(name, found)
 
     def _offsets(self) -> None:
-        for name in offset_ends(self.manifest, self.arrays):
-            check_offsets(self.manifest, self.arrays, self.where, name)
+        check_all(self.manifest, self.arrays, self.where)
 
     def _codes(self) -> None:
         dim = int(self.manifest["dim"])

@@ -32,6 +32,7 @@ from stcli.storage.ids import ItemIds
 from stcli.storage.index_dir import IndexDir, open_index
 from stcli.storage.remote import on_any_filesystem
 from stcli.storage.sizes import bytes_by_group, overarch_summary
+from stcli.storage.steering import check_all, check_opened
 from stcli.storage.tensors import LazyArray
 from stcli.storage.weights import read_config
 from stcli.types import pad_dim
@@ -78,6 +79,7 @@ def pack_model(
     start = time.perf_counter()
     formulas = given_value_models(config.value_models, config.value_model_file)
     opened = open_index(Path(index))
+    check_opened(opened.manifest, opened.arrays, str(index))
     if config.dry_run:
         source = opened.arrays["embeddings"]
         wide_dim = int(source.shape[1]) if config.embeddings is None else wide_dimensions(config)
@@ -132,6 +134,7 @@ class _Packing:
         described = pack_arrays(opened, self.config.embedding_dtype, int(opened.manifest["dim"]))
         cut_blocks(described, opened.arrays, count)  # refuses before any work
         sealed = self.write(folder / WHOLE)
+        check_all(opened.manifest, opened.arrays, str(opened.path))
         with self.stages("shards"):
             whole = open_artifact_file(folder / WHOLE)
             written = write_shards(whole, folder, cut_blocks(sealed["arrays"], whole.arrays, count))

@@ -15,6 +15,7 @@ from stcli.ops.exponents import powers_of_two
 from stcli.pipeline.columns import KeptColumns
 from stcli.storage.artifact import Artifact
 from stcli.storage.ids import ItemIds
+from stcli.storage.steering import check_all
 
 CHUNK_ROWS = 1 << 14
 
@@ -42,6 +43,7 @@ class ItemReader:
 
     def __init__(self, part: Artifact, id_column: str, embedding_column: str, lists: set[str]) -> None:
         self.arrays, self._dim = part.arrays, int(part.manifest["dim"])
+        check_all(part.manifest, part.arrays, str(part.path))
         self._ids = ItemIds.from_arrays(part.arrays, str(part.path))
         self._kept = KeptColumns(part)
         self._names = id_column, embedding_column

@@ -43,6 +43,7 @@ from stcli.storage.columns import BadRows, read_ids
 from stcli.storage.ids import ItemIds
 from stcli.storage.parquet import Table, open_table
 from stcli.storage.remote import on_any_filesystem
+from stcli.storage.steering import check_opened
 from stcli.storage.table_writer import TableWriter
 
 BATCH_ROWS = 1 << 14
@@ -188,6 +189,8 @@ class _Update:
             self.upserts = None  # a table without rows
         self.quarantine = None if self.upserts is None else self.upserts.quarantine
         self.deletes = None if delete is None else read_deletes(delete, self.build.id_column, main)
+        for part in self.old.parts:
+            check_opened(part.manifest, part.arrays, str(part.path))
         self.ids = [ItemIds.from_arrays(part.arrays, str(part.path)) for part in self.old.parts]
 
     def estimate(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def open_artifact_file(path: Path, verify: bool = False) -> Artifact:
     text, arrays = read_safetensors(path)
     try:
         manifest = check_sealed(ARTIFACT, json.loads(text), path)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: its manifest is not JSON ({error}); pack it again") from error
     if set(arrays) != set(manifest["arrays"]):
         raise FormatError(f"{path}: its tensors are not those of its manifest; pack it again")

@@ -16,6 +16,7 @@ from stcli.errors import FormatError
 from stcli.storage.artifact import Artifact, open_artifact_file
 from stcli.storage.atomic import write_text
 from stcli.storage.manifest import SET, canonical, check_sealed, hash_array, read_json, sealed
+from stcli.storage.tensors import map_npy
 
 MANIFEST = "set.json"
 TOMBSTONES = "tombstones.npy"
@@ -235,10 +236,7 @@ def _open_tombstones(path: Path, manifest: Mapping[str, Any], verify: bool) -> n
     if entry is None:
         return None
     file = _there(path, entry["file"])
-    try:  # copy-on-write, so that torch may wrap it
-        words = np.load(file, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{file}: cannot be read ({error}); copy or make the whole set again") from error
+    words = map_npy(file, "c")  # copy-on-write, so that torch may wrap it
     expected = -(-manifest["num_rows"] // 64)
     if words.dtype != np.int64 or words.shape != (expected,):
         raise FormatError(

@@ -11,6 +11,7 @@ import numpy as np
 from stcli.errors import FormatError
 from stcli.storage.atomic import allocate, write_text
 from stcli.storage.manifest import INDEX, canonical, check_sealed, hash_array, read_json, sealed
+from stcli.storage.tensors import map_npy
 
 MANIFEST = "manifest.json"
 SEAL = ("format", "version", "fingerprint")
@@ -97,11 +98,7 @@ def open_index(path: Path, verify: bool = False) -> IndexDir:
     arrays = {}
     for name, entry in manifest["arrays"].items():
         file = path / f"{name}.npy"
-        try:
-            empty = 0 in entry["shape"]
-            array = np.load(file, mmap_mode=None if empty else "r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{file}: cannot be read ({error}); the index is incomplete, build it again") from error
+        array = map_npy(file, None if 0 in entry["shape"] else "r")
         if array.dtype.name != entry["dtype"] or list(array.shape) != entry["shape"]:
             raise FormatError(
                 f"{file}: is {array.dtype.name} {list(array.shape)}, the manifest says "

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from stcli.errors import FormatError
+from stcli.storage.shape import ARTIFACT_SHAPE, INDEX_SHAPE, RESULTS_SHAPE, SET_SHAPE, check_shape
 
 INDEX, ARTIFACT, SET = "stcli-index", "stcli-artifact", "stcli-set"
 RESULTS, REPORT = "stcli-results", "stcli-report"
 
 VERSIONS = {INDEX: (1, 0), ARTIFACT: (1, 0), SET: (1, 0), RESULTS: (1, 0), REPORT: (1, 0)}
 """Format version written by this tool: (major, minor)."""
+
+SHAPES = {INDEX: INDEX_SHAPE, ARTIFACT: ARTIFACT_SHAPE, SET: SET_SHAPE, RESULTS: RESULTS_SHAPE}
 
 HASH_CHUNK = 1 << 24
 
@@ -46,10 +49,11 @@ def sealed(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
-    """Check that a manifest is of this format, readable by this tool and unedited; return it.
+    """Check that a manifest is of this format, readable by this tool, unedited and of its shape; return it.
 
     Raises:
-        FormatError: another format, another major or a newer minor version, or an edited manifest.
+        FormatError: another format, another major or a newer minor version, an edited manifest, or one that
+            names something else than a manifest of its kind does.
     """
     if not isinstance(manifest, dict) or manifest.get("format") != kind:
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
@@ -64,23 +68,34 @@ def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
             f"{where}: format version {major}.{minor}, this stcli reads {ours[0]}.0 to {ours[0]}.{ours[1]}; "
             "make it again with this version, or use the newer stcli"
         )
-    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
-    if manifest.get("fingerprint") != fingerprint(body):
+    if not _matches(manifest):
         raise FormatError(
             f"{where}: the manifest does not match its fingerprint, so it was edited or damaged; make it again"
         )
+    if kind in SHAPES:
+        check_shape(manifest, SHAPES[kind], where)
     return manifest
+
+
+def _matches(manifest: dict[str, Any]) -> bool:
+    body = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    try:
+        return bool(manifest.get("fingerprint") == fingerprint(body))
+    except ValueError:  # NaN or half of a surrogate pair, which we never write
+        return False
 
 
 def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file.
 
     Raises:
-        FormatError: missing or not JSON.
+        FormatError: missing, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: not found, so this is no whole {what}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror}), so this is no whole {what}") from error
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: is not JSON ({error}), so this {what} is damaged") from error

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from stcli.errors import InputError, nearest
+from stcli.errors import FormatError, InputError, nearest
 from stcli.storage.listing import find_files, partition_types
 
 FOOTER_BYTES = 8  # 4-byte footer length and the magic PAR1
@@ -106,14 +106,21 @@ class Table:
         """Yield (table row, batch) over the table rows `start … stop - 1`, in order.
 
         Only row groups that overlap the range are read. A batch has at most `batch_rows` rows.
+
+        Raises:
+            FormatError: a file is damaged or gone.
         """
         stop = self.num_rows if stop is None else min(stop, self.num_rows)
         wanted = list(dict.fromkeys(columns))
         for file in self.files:
             if file.first_row >= stop or file.first_row + file.num_rows <= start:
                 continue
-            with file.filesystem.open_input_file(file.path) as handle:
-                yield from _file_batches(file, handle, wanted, batch_rows, start, stop)
+            try:
+                with file.filesystem.open_input_file(file.path) as handle:
+                    yield from _file_batches(file, handle, wanted, batch_rows, start, stop)
+            except (pa.ArrowException, OSError) as error:
+                said = str(error).partition("\n")[0]
+                raise FormatError(f"{file.path}: cannot be read ({said}); write the table again") from error
 
     def where(self, row: int) -> str:
         """`file.parquet row 4211` for a table row, for messages."""

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from stcli.errors import ExistsError, FormatError, InputError
 from stcli.storage import atomic
 from stcli.storage.manifest import RESULTS, canonical, check_sealed, read_json, sealed
+from stcli.storage.shape import ANY, Each, check_shape
 
 MANIFEST = "_manifest.json"
 IDENTITY = "_identity.json"
@@ -144,9 +145,15 @@ class ResultsWriter(PartsFolder):
             self.folder = self.output
             return open_results(self.output)["identity"]
         if (self.folder / IDENTITY).exists():
-            return read_json(self.folder / IDENTITY, "interrupted run")
+            identity = read_json(self.folder / IDENTITY, "interrupted run")
+            check_shape(identity, Each(ANY), self.folder / IDENTITY)
+            return identity
         if (self.folder / MANIFEST).exists():
             return open_results(self.folder)["identity"]
+        if not self.is_empty:  # a run writes it down before its first part
+            raise FormatError(
+                f"{self.folder}: has parts, but no {IDENTITY} that says of which run; --overwrite to start again"
+            )
         return None
 
     @property

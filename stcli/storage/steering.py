@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from stcli.errors import FormatError
+from stcli.storage.manifest import INDEX
 from stcli.types import BLOCK_ROWS
 
 PIECE = 1 << 22
@@ -27,16 +28,24 @@ _OF_ROWS = (
 )  # fmt: skip
 _OF_CLUSTERS = ("centroid_codes", "centroid_scales", "cluster_radii")
 _OF_TERMS = ("own_row", "bloom_terms", "term_counts")
+_ALWAYS = (
+    "codes", "scales", "cluster_offsets", "id_order", "id_rank", "term_values", "term_offsets", "own_words",
+    "bloom_words", "bloom_offsets", "slices", "presence", "feature_present", *_OF_CLUSTERS[:2], *_OF_TERMS,
+)  # fmt: skip
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def check_opened(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None:
-    """Check what takes no longer for more rows: all lengths, and the offsets of clusters and of Bloom rows.
+    """Check what takes no longer for more rows: that the arrays are there, all lengths, and the offsets of clusters and
+    of Bloom rows.
 
     Raises:
         FormatError: naming the array.
     """
+    for name in _needed(manifest, arrays):
+        if name not in arrays:
+            raise damage(where, name, "is missing")
     lengths = dict.fromkeys(_OF_ROWS, int(manifest["num_items"]))
     lengths |= dict.fromkeys(_OF_CLUSTERS, int(manifest["num_clusters"]))
     lengths |= dict.fromkeys(_OF_TERMS, int(manifest["filter"]["num_terms"]))
@@ -50,6 +59,15 @@ def check_opened(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> Non
         check_offsets(manifest, arrays, where, name)
 
 
+def _needed(manifest: Mapping[str, Any], arrays: Arrays) -> list[str]:
+    """Names of the arrays that every index and artifact has; texts are two arrays."""
+    names = [*_ALWAYS, *(["embeddings"] if manifest["format"] == INDEX else [])]
+    features = [f"vocabulary_{number:03d}" for number in range(len(manifest["filter"]["features"]))]
+    for name, stem in (("item_ids", "item_id"), *zip(features, features, strict=True)):
+        names += [name] if name in arrays else [f"{stem}_bytes", f"{stem}_offsets"]
+    return names
+
+
 def check_placed(manifest: Mapping[str, Any], arrays: Arrays, where: str, *, terms: bool) -> None:
     """Check what a GPU follows besides: ranks, the own rows of filters, and with `terms` where those of a row lie.
 
@@ -60,6 +78,17 @@ def check_placed(manifest: Mapping[str, Any], arrays: Arrays, where: str, *, ter
     check_own_rows(manifest, arrays, where)
     if terms:
         check_offsets(manifest, arrays, where, "term_offsets")
+
+
+def check_all(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None:
+    """Check what is checked at opening, and all other offsets, for what reads all rows anyway.
+
+    Raises:
+        FormatError: naming the array.
+    """
+    check_opened(manifest, arrays, where)
+    for name in offset_ends(manifest, arrays):
+        check_offsets(manifest, arrays, where, name)
 
 
 def offset_ends(manifest: Mapping[str, Any], arrays: Arrays) -> dict[str, tuple[int, int]]:

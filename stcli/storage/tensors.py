@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,34 @@ def array_chunks(tensor: np.ndarray | LazyArray) -> Iterator[memoryview]:
     flat = np.ascontiguousarray(tensor).reshape(-1).view(np.uint8)
     for start in range(0, flat.size, COPY_BYTES):
         yield flat[start : start + COPY_BYTES].data
+
+
+def map_npy(path: Path, mode: str | None) -> np.ndarray:
+    """Map an `.npy` file.
+
+    Args:
+        path: the file.
+        mode: "r" to read, "c" for copy-on-write; None for an array without elements, which cannot be mapped.
+
+    Raises:
+        FormatError: not there, truncated, or not as numpy writes an array here.
+    """
+    try:
+        if mode is None:
+            with path.open("rb") as file:
+                array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        else:
+            array = np.lib.format.open_memmap(path, mode=mode)
+    except (OSError, EOFError, MemoryError, RecursionError, *_WRONG_HEADER) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise FormatError(f"{path}: cannot be read ({said}); it is damaged, copy it or make it again") from error
+    if not array.dtype.isnative or not array.flags.c_contiguous:
+        raise FormatError(f"{path}: has another order of bytes or axes than was written; copy it or make it again")
+    return array
+
+
+_WRONG_HEADER = (ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
+"""What numpy raises for one, whose text it parses as Python."""
 
 
 def read_safetensors(path: Path) -> tuple[str, dict[str, np.ndarray]]:

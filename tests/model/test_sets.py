@@ -266,7 +266,7 @@ def changed(folder):
     main = stcli.open_artifact(folder / "set2")
     dead = main.lookup.rows_of(pa.array(gone))
     manifest = stcli.open_artifact(folder / "fresh.safetensors").manifest
-    newer = Fresh("fresh.safetensors", manifest["fingerprint"], 500, "fresh.parquet", {})
+    newer = Fresh("fresh.safetensors", manifest["fingerprint"], 500, "fresh.parquet", {"rows": 500, "files": []})
     write_set(target, shards, newer, bits_of(dead, NUM + 500), {"tool_version": "0"})
     return stcli.open_artifact(target), stcli.open_artifact(folder / "rebuilt.safetensors"), gone[200:], new_ids
 

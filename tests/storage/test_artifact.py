@@ -11,6 +11,7 @@ import pytest
 from stcli.errors import FormatError
 from stcli.storage.artifact import open_artifact_file, write_artifact
 from stcli.storage.manifest import canonical, sealed
+from tests.storage.bodies import artifact_body
 
 ARRAYS = {"codes": np.arange(12, dtype=np.int8).reshape(3, 4), "scales": np.array([0.5, 1, 2], np.float32)}
 
@@ -18,7 +19,7 @@ ARRAYS = {"codes": np.arange(12, dtype=np.int8).reshape(3, 4), "scales": np.arra
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "model.safetensors"
-    write_artifact(path, ARRAYS, {"num_items": 3})
+    write_artifact(path, ARRAYS, artifact_body(3))
     return path
 
 

@@ -17,13 +17,14 @@ from stcli.storage.artifact_set import Fresh, Shard, bits_of, link_file, open_se
 from stcli.storage.atomic import check_output
 from stcli.storage.kinds import kind_of
 from stcli.storage.manifest import SET, canonical, read_json, sealed
+from tests.storage.bodies import SET_BODY, artifact_body
 
 SIZES = {"shard-00000.safetensors": 100, "shard-00001.safetensors": 30, "fresh.safetensors": 7}
 DEAD = np.array([0, 63, 64, 99, 100, 129, 130, 136])
 
 
 def write_part(path, num_items):
-    return write_artifact(path, {"scales": np.full(num_items, num_items, np.float32)}, {"num_items": num_items})
+    return write_artifact(path, {"scales": np.full(num_items, num_items, np.float32)}, artifact_body(num_items))
 
 
 @pytest.fixture
@@ -34,7 +35,13 @@ def folder(tmp_path):
     pq.write_table(pa.table({"item_id": range(7)}), path / "fresh.parquet")
     first, second, fresh = SIZES
     shards = [Shard(first, prints[first], 0, 100, 0, 4), Shard(second, prints[second], 100, 30, 4, 1)]
-    write_set(path, shards, Fresh(fresh, prints[fresh], 7, "fresh.parquet", {"rows": 7}), bits_of(DEAD, 137))
+    write_set(
+        path,
+        shards,
+        Fresh(fresh, prints[fresh], 7, "fresh.parquet", {"rows": 7, "files": []}),
+        bits_of(DEAD, 137),
+        SET_BODY,
+    )
     return path
 
 
@@ -59,7 +66,11 @@ def test_what_was_written_is_read(folder):
 def test_a_set_of_one_file_has_no_tombstones_and_nothing_fresh(tmp_path):
     manifest = write_part(tmp_path / "main.safetensors", 5)
     written = write_set(
-        tmp_path, [Shard("main.safetensors", manifest["fingerprint"], 0, 5, 0, 2)], None, bits_of(np.zeros(0, int), 5)
+        tmp_path,
+        [Shard("main.safetensors", manifest["fingerprint"], 0, 5, 0, 2)],
+        None,
+        bits_of(np.zeros(0, int), 5),
+        SET_BODY,
     )
     opened = open_set(tmp_path)
     assert (opened.fresh, opened.tombstones, opened.fingerprint) == (None, None, written["fingerprint"])
@@ -83,7 +94,7 @@ def test_without_its_manifest_it_is_no_set(folder, tmp_path):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_file_of_another_set_is_refused(folder, name):
-    write_artifact(folder / name, {"scales": np.zeros(SIZES[name], np.float32)}, {"num_items": SIZES[name]})
+    write_artifact(folder / name, {"scales": np.zeros(SIZES[name], np.float32)}, artifact_body(SIZES[name], seed=1))
     with pytest.raises(FormatError, match=rf"{name}: has fingerprint \w{{16}}, the set was made with \w{{16}}"):
         open_set(folder)
 

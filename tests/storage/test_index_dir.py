@@ -11,6 +11,8 @@ import pytest
 
 from stcli.errors import FormatError
 from stcli.storage.index_dir import IndexWriter, open_index
+from stcli.storage.tensors import map_npy
+from tests.storage.bodies import index_body
 
 ARRAYS = {
     "codes": np.arange(12, dtype=np.int8).reshape(3, 4),
@@ -30,7 +32,7 @@ def folder(tmp_path):
             writer.create(name, array.dtype, array.shape)[...] = array
         else:
             writer.write(name, array)
-    writer.finish({"num_items": 3})
+    writer.finish(index_body(3))
     return path
 
 
@@ -75,8 +77,26 @@ def test_arrays_that_are_not_whole_are_refused(folder, change):
         np.save(file, np.array([{}, {}, {}]), allow_pickle=True)
     else:
         np.save(file, ARRAYS["scales"].astype(np.float64) if change == "dtype" else ARRAYS["scales"][:2])
-    with pytest.raises(FormatError, match=r"scales.npy: .*build (it|the index) again"):
+    with pytest.raises(FormatError, match=r"scales.npy: .*(make it|build the index) again"):
         open_index(folder)
+
+
+@pytest.mark.parametrize("other", [ARRAYS["codes"].T.copy().T, ARRAYS["codes"].astype(">i8")], ids=["axes", "bytes"])
+def test_another_order_of_axes_or_bytes_is_refused(tmp_path, other):
+    np.save(tmp_path / "a.npy", other)
+    with pytest.raises(FormatError, match=r"a.npy: has another order of bytes or axes than was written"):
+        map_npy(tmp_path / "a.npy", "r")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\x93NUMPY", b"\x93NUMPY\x01\x00\x0a\x00{'descr': (", b"PK\x03\x04" + bytes(99)]
+)
+def test_headers_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "a.npy").write_bytes(text)
+    for mode in ("r", None):
+        with pytest.raises(FormatError, match=r"a.npy: cannot be read .*copy it or make it again") as said:
+            map_npy(tmp_path / "a.npy", mode)
+        assert "\n" not in str(said.value)
 
 
 def test_an_edited_array_is_found_by_verify(folder):

@@ -21,11 +21,11 @@ def test_equal_values_give_equal_text():
 
 
 def test_the_fingerprint_is_the_hash_of_everything_else(tmp_path):
-    sealed = m.sealed(m.INDEX, BODY)
+    sealed = m.sealed(m.REPORT, BODY)
     rest = {key: value for key, value in sealed.items() if key != "fingerprint"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert sealed["fingerprint"] == hashlib.sha256(text.encode()).hexdigest()
-    assert m.check_sealed(m.INDEX, json.loads(m.canonical(sealed)), tmp_path) == sealed
+    assert m.check_sealed(m.REPORT, json.loads(m.canonical(sealed)), tmp_path) == sealed
 
 
 @pytest.mark.parametrize("dtype", [np.int8, bool, np.float16, np.int64])
@@ -39,8 +39,8 @@ def test_hash_array_is_of_its_bytes(dtype, shape, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"format": "stcli-artifact"}, "is 'stcli-artifact', expected 'stcli-index'"),
-        ({"format": None}, "is None, expected 'stcli-index'"),
+        ({"format": "stcli-artifact"}, "is 'stcli-artifact', expected 'stcli-report'"),
+        ({"format": None}, "is None, expected 'stcli-report'"),
         ({"version": [2, 0]}, r"format version 2.0, this stcli reads 1.0 to 1.\d"),
         ({"version": [1, 99]}, r"format version 1.99, this stcli reads 1.0 to 1.\d"),
         ({"version": [0, 9]}, r"format version 0.9"),
@@ -54,15 +54,15 @@ def test_hash_array_is_of_its_bytes(dtype, shape, monkeypatch):
 )
 def test_foreign_and_edited_manifests_are_refused(tmp_path, change, words):
     with pytest.raises(FormatError, match=words) as caught:
-        m.check_sealed(m.INDEX, {**m.sealed(m.INDEX, BODY), **change}, tmp_path / "manifest.json")
+        m.check_sealed(m.REPORT, {**m.sealed(m.REPORT, BODY), **change}, tmp_path / "manifest.json")
     assert "manifest.json" in str(caught.value)
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_json_that_is_no_object_is_refused(tmp_path, value):
-    with pytest.raises(FormatError, match="expected 'stcli-index'"):
-        m.check_sealed(m.INDEX, value, tmp_path)
+    with pytest.raises(FormatError, match="expected 'stcli-report'"):
+        m.check_sealed(m.REPORT, value, tmp_path)
 
 
 def test_read_json_says_what_is_wrong(tmp_path):

@@ -13,7 +13,7 @@ from stcli.errors import ExistsError, FormatError, InputError
 from stcli.storage.results import ResultsWriter, open_results, part_info, part_name
 
 SCHEMA = pa.schema([("query_id", pa.int64()), ("item_id", pa.list_(pa.int64())), ("score", pa.list_(pa.float32()))])
-IDENTITY = {"model": "abc", "k": 3, "queries": {"rows": 4}}
+IDENTITY = {"artifact": "abc", "k": 3, "queries": {"rows": 4}}
 
 
 def batch(first, rows):
@@ -27,7 +27,7 @@ def write_parts(writer, numbers):
 
 
 def finish(writer, parts=2):
-    return writer.finish({"num_queries": 2 * parts}, parts, {"seconds": 1})
+    return writer.finish({"tool_version": "1", "counts": {"queries": 2 * parts, "results": 0}}, parts, {"seconds": 1})
 
 
 def test_a_whole_run(tmp_path):
@@ -119,7 +119,7 @@ def test_an_old_output_stays_until_the_new_one_is_whole(tmp_path):
     write_parts(writer, [0])
     assert open_results(out)["identity"]["k"] == 3
     assert finish(writer, 1)["identity"]["k"] == 9
-    assert open_results(out)["num_queries"] == 2
+    assert open_results(out)["counts"]["queries"] == 2
     assert not (out / part_name(1)).exists()
 
 
