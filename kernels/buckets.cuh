@@ -1,5 +1,5 @@
-// Keys of one line in buckets of equal width, to select or to sort them; for a whole block of 32 ... 1,024 threads, a
-// power of two. The best keys are in bucket 0, and there are four buckets a thread. Empty keys are passed over.
+// Keys of one line in buckets, to select or to sort them; for a whole block of 32 ... 1,024 threads, a power of two. The
+// best keys are in bucket 0, and there are four buckets a thread. Empty keys are passed over.
 #pragma once
 
 #include "keys.cuh"
@@ -10,6 +10,7 @@ constexpr u32 LOADS = 3, LOADS_AGAIN = 2;  // keys of a thread on their way at o
 constexpr u32 BUCKETS_A_THREAD = 4;
 constexpr u32 LARGE_BUCKET = 256;  // keys, from which on a look at all others costs as much as to sort them
 constexpr u32 MOST_LARGE_BUCKETS = 65536 / LARGE_BUCKET;
+constexpr float LARGEST_FLOAT = 3.402823466e38f;
 
 // Calls `see` with each key and its place.
 template <u32 AT_ONCE = LOADS_AGAIN, class Load, class See>
@@ -25,7 +26,10 @@ __device__ __forceinline__ void for_each(u32 count, Load load, See see) {
   }
 }
 
-// Some keys between two, cut into as many buckets of equal width as fit; the best keys are in bucket 0.
+__device__ __forceinline__ u32 num_buckets() { return BUCKETS_A_THREAD * blockDim.x; }
+
+// Some keys between two, cut into as many buckets of an equal number of keys that there could be; so any keys are told
+// apart when one bucket is cut again and again.
 struct Span {
   i64 low, high;
   u32 shift;
@@ -35,14 +39,6 @@ struct Span {
     const i32 bits = 64 - __clzll(static_cast<i64>(width)), own = 31 - __clz(static_cast<i32>(num_buckets()));
     shift = static_cast<u32>(max(bits - own, 0));
   }
-  // The same, with keys of one score in one bucket.
-  __device__ __forceinline__ void cut_between_scores() {
-    low &= ~SCORE_REST;
-    high |= SCORE_REST;
-    cut();
-    shift = max(shift, 32u);
-  }
-  __device__ static __forceinline__ u32 num_buckets() { return BUCKETS_A_THREAD * blockDim.x; }
   __device__ __forceinline__ bool holds(i64 key) const { return low <= key && key <= high; }
   __device__ __forceinline__ u32 bucket_of(i64 key) const {
     return static_cast<u32>((static_cast<u64>(high) - static_cast<u64>(key)) >> shift);
@@ -53,6 +49,22 @@ struct Span {
     const u64 width = static_cast<u64>(high) - static_cast<u64>(low);
     low = static_cast<i64>(static_cast<u64>(high) - min(far, width));
     high = static_cast<i64>(static_cast<u64>(high) - near);
+  }
+};
+
+// The scores between two, cut into buckets of equal width: fewer share one than of a span, where each power of two has as
+// many buckets as any other. Equal scores are in one bucket. Halves of scores, as a difference of scores may be infinite.
+struct Scale {
+  float best, buckets_apart;
+
+  __device__ explicit Scale(const Span& span) : best(half(span.high)) {
+    const float fit = static_cast<float>(num_buckets()) / (best - half(span.low));
+    buckets_apart = 0 < fit && fit <= LARGEST_FLOAT ? fit : 0.0f;
+  }
+  __device__ static __forceinline__ float half(i64 key) { return 0.5f * key_score(key); }
+  __device__ static __forceinline__ bool holds(i64 key) { return key != EMPTY_KEY; }
+  __device__ __forceinline__ u32 bucket_of(i64 key) const {
+    return min(static_cast<u32>((best - half(key)) * buckets_apart), num_buckets() - 1);
   }
 };
 
@@ -82,19 +94,19 @@ __device__ Span span_of(u32 count, Load load, See see) {
   return {low, high, 0};
 }
 
-// Sets buckets[i] to the number of keys that lie in the buckets before i.
-template <class Load>
-__device__ void count_before(u32 count, Load load, const Span& span, u32* buckets) {
-  for (u32 i = threadIdx.x; i < Span::num_buckets(); i += blockDim.x) buckets[i] = 0;
+// Sets buckets[i] to the number of keys that lie in the buckets before i of a span or a scale.
+template <class Load, class Cut>
+__device__ void count_before(u32 count, Load load, const Cut& cut, u32* buckets) {
+  for (u32 i = threadIdx.x; i < num_buckets(); i += blockDim.x) buckets[i] = 0;
   __syncthreads();
   for_each(count, load, [&](i64 key, u32) {
-    if (span.holds(key)) atomicAdd(buckets + span.bucket_of(key), 1u);
+    if (cut.holds(key)) atomicAdd(buckets + cut.bucket_of(key), 1u);
   });
   __syncthreads();
   u32* mine = buckets + BUCKETS_A_THREAD * threadIdx.x;
   u32 own = 0;
   for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) own += mine[i];
-  u32 before = sum_before(own);
+  u32 all, before = sum_before(own, all);
   for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) {
     own = mine[i];
     mine[i] = before;
@@ -109,7 +121,7 @@ template <class Above>
 __device__ void sort_large(i64* keys, u32 count, Above above) {
   for (u32 run = 2; run / 2 < count; run *= 2) {
     for (u32 by = run / 2; by; by /= 2) {
-      for (u32 pair = threadIdx.x; pair / by * by < count; pair += blockDim.x) {
+      for (u32 pair = threadIdx.x; pair / by * 2 * by < count; pair += blockDim.x) {
         const u32 i = pair / by * 2 * by + pair % by, other = by == run / 2 ? i ^ (run - 1) : i + by;
         if (other >= count || !above(keys[other], keys[i])) continue;
         const i64 better = keys[other];
@@ -130,15 +142,14 @@ __device__ u32 sort_line(u32 count, Load load, i64* keys, u32* ends, Above above
   static __shared__ u16 large[MOST_LARGE_BUCKETS];
   static __shared__ u32 num_large;
   if (threadIdx.x == 0) num_large = 0;
-  Span span = span_of(count, load, [&](i64 key, u32 place) { keys[place] = key; });
-  span.cut_between_scores();
-  count_before(count, [&](u32 place) { return keys[place]; }, span, ends);  // a thread reads what it wrote itself
+  const Scale scale(span_of(count, load, [&](i64 key, u32 place) { keys[place] = key; }));
+  count_before(count, [&](u32 place) { return keys[place]; }, scale, ends);
   for_each(count, load, [&](i64 key, u32) {
-    if (span.holds(key)) keys[atomicAdd(ends + span.bucket_of(key), 1u)] = key;
+    if (scale.holds(key)) keys[atomicAdd(ends + scale.bucket_of(key), 1u)] = key;
   });
   __syncthreads();
   const auto begin_of = [&](u32 bucket) { return bucket ? ends[bucket - 1] : 0; };
-  for (u32 bucket = threadIdx.x; bucket < Span::num_buckets(); bucket += blockDim.x) {
+  for (u32 bucket = threadIdx.x; bucket < num_buckets(); bucket += blockDim.x) {
     if (ends[bucket] - begin_of(bucket) > LARGE_BUCKET) large[atomicAdd(&num_large, 1u)] = static_cast<u16>(bucket);
   }
   __syncthreads();
@@ -146,10 +157,10 @@ __device__ u32 sort_line(u32 count, Load load, i64* keys, u32* ends, Above above
     const u32 begin = begin_of(large[i]);
     sort_large(keys + begin, ends[large[i]] - begin, above);
   }
-  const u32 num_keys = ends[Span::num_buckets() - 1];
+  const u32 num_keys = ends[num_buckets() - 1];
   for (u32 i = threadIdx.x; i < num_keys; i += blockDim.x) {
     const i64 key = keys[i];
-    const u32 bucket = span.bucket_of(key), begin = begin_of(bucket), end = ends[bucket];
+    const u32 bucket = scale.bucket_of(key), begin = begin_of(bucket), end = ends[bucket];
     u32 place = i;
     if (end - begin <= LARGE_BUCKET) {
       place = begin;

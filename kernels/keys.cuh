@@ -9,8 +9,6 @@ constexpr i64 EMPTY_KEY = -0x7FFFFFFFFFFFFFFFLL - 1;
 constexpr i64 NO_KEY = 0x7FFFFFFFFFFFFFFFLL;
 // In span_lines of the score kernels: no filter.
 constexpr i64 NO_SPAN = EMPTY_KEY;
-// The bits of a key that do not tell the score.
-constexpr i64 SCORE_REST = 0xFFFFFFFFLL;
 
 __device__ __forceinline__ i64 make_key(float score, i64 row) {
   const i32 bits = __float_as_int(__fadd_rn(score, 0.0f));  // a negative zero counts as zero

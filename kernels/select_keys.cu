@@ -2,39 +2,34 @@
 // select_keys: keeps the best k of the keys that each query has gathered, with some more.
 // sort_keys: writes the best k of what was kept in descending order, as rows and scores.
 //   in   keys i64 [B,capacity], the first counts[b] of a line are filled (kernels/keys.cuh); all different
-//        counts i64 [B], may exceed capacity: then keys were lost; kept i64 [B], how many were kept the last time
+//        counts i64 [B], may exceed capacity: then keys were lost
 //        most >= k: so many may be kept; where there are more, no more than lie near the k-th and make no further pass
-//        thresholds i64 [B], above which keys were gathered: EMPTY_KEY for all, NO_KEY for a query that takes no part
+//        thresholds i64 [B], above which keys were gathered: EMPTY_KEY for all
 //   out  raise_thresholds, in place: thresholds is raised to just below one of the best k ... most of the keys at hand,
 //        and spare = the threshold before; with fewer than k keys thresholds stays, and spare = EMPTY_KEY. counts = 0
-//        select_keys, in place:
-//          nothing new (counts == kept)  redo = NO_KEY
-//          counts <= most                all stay; counts = kept, redo = NO_KEY
-//          counts <= capacity            the best k ... most in front, in any order; counts = kept = their number;
-//                                        redo = NO_KEY
-//          counts > capacity             the keys kept before are left alone, counts = kept, and redo is just below one
-//                                        of the best k ... most of those at hand: the round is repeated with redo as
-//                                        threshold, and misses nothing, since at least k keys are above it. With
-//                                        capacity > most each repetition has a higher threshold
-//          counts < k above a threshold  the threshold was a guess, and too high: counts = kept = 0, thresholds = redo =
-//                                        spare, and spare = EMPTY_KEY
+//        select_keys, in place; redo i64 [B] is the threshold for those that have to gather again, NO_KEY for others:
+//          counts < k above a threshold  it was a guess, and too high: redo = thresholds = spare, spare = EMPTY_KEY and
+//                                        counts = 0
+//          counts > capacity             redo is just below one of the best k ... most of the keys at hand, so that at
+//                                        least k are above it; counts = 0. With most < capacity a higher threshold
+//          counts > most                 the best k ... most in front, in any order; counts = their number
+//          else                          all stay
 //        sort_keys, of at most `most` keys a query: rows i64 [B,k], scores f32 [B,k], larger score first, then smaller
 //        row; -1 and -inf at the end
-//   map  one block a query, grid x is B; 32 ... 1,024 threads, a power of two. Keys are counted in buckets of equal
-//        width between the smallest and the largest, four buckets a thread (kernels/buckets.cuh)
+//   map  one block a query, grid x is B; 32 ... 1,024 threads, a power of two. Keys are counted in four buckets a
+//        thread between the smallest and the largest (kernels/buckets.cuh)
 //   shared  the first `room` keys of a line, 8 bytes each, and 16 bytes a thread; select_keys: 2 * most besides
 //        sort_keys: 16 bytes a thread and 8 * most
-//   limits  1 <= k <= most <= 65,535 (and what the shared memory holds), most < capacity < 2^31
+//   limits  1 <= k <= most <= 65,535 (and what the shared memory holds), capacity < 2^31
 //   cost select_keys: reads counts[b] keys three times, once for their ends, once to count them and once to close the
 //        gaps (8 bytes each; the second and third time from shared memory, and from the second-level cache beyond
 //        `room`). Once more for every further count, which is made where more than most - k keys share the bucket of
-//        the k-th. Nothing but three words are
-//        read for a query that has nothing new, or no more than `most`
+//        the k-th. Nothing but two words for a query that has no more than `most`
 //        raise_thresholds: the same without the third time
 //        sort_keys: reads its keys twice, the second time from the second-level cache, moves them to their buckets in
-//        shared memory, and finds the place of each by a look at the others of its bucket: some 10 of 13,000 with
-//        scores from the tail of a normal distribution. A bucket of more than LARGE_BUCKET, as ties make it, is sorted
-//        by a bitonic network instead: s log2(s) (log2(s) + 1) / 4 exchanges for s keys, 860,160 for 16,384
+//        shared memory, and finds the place of each by a look at the others of its bucket. A bucket of more than
+//        LARGE_BUCKET, as ties make it, is sorted by a bitonic network: s log2(s) (log2(s) + 1) / 4 exchanges for s
+//        keys, 860,160 for 16,384
 //   examples/gpu_bench/selection_cost.py counts this, round by round
 #include "buckets.cuh"
 #include "shared_memory.cuh"
@@ -63,7 +58,7 @@ __device__ i64 find_bound(const Line& line, u32 count, u32 wanted, u32 most, u32
     count_before(count, line, span, buckets);
     for (u32 i = 0; i < BUCKETS_A_THREAD; ++i) {
       const u32 bucket = BUCKETS_A_THREAD * threadIdx.x + i;
-      const u32 begin = buckets[bucket], end = bucket + 1 < Span::num_buckets() ? buckets[bucket + 1] : inside;
+      const u32 begin = buckets[bucket], end = bucket + 1 < num_buckets() ? buckets[bucket + 1] : inside;
       if (begin < wanted - above && wanted - above <= end) {
         chosen = bucket;
         chosen_begin = begin;
@@ -99,37 +94,32 @@ extern "C" __global__ void __launch_bounds__(1024, 2)
 }
 
 extern "C" __global__ void __launch_bounds__(1024, 2)
-    select_keys(i64* all_keys, i64* counts, i64* kept, i64 capacity, i64 k, i64 most, i64 room, i64* thresholds,
-                i64* spare, i64* redo) {
+    select_keys(i64* all_keys, i64* counts, i64 capacity, i64 k, i64 most, i64 room, i64* thresholds, i64* spare,
+                i64* redo) {
   static __shared__ u32 num_holes, num_moved;
   const i64 query = blockIdx.x, found = counts[query], threshold = thresholds[query];
   const u32 thread = threadIdx.x, wanted = static_cast<u32>(k);
-  if (found < k && threshold != EMPTY_KEY && threshold != NO_KEY) {
-    if (thread == 0) {
-      counts[query] = kept[query] = 0;
-      thresholds[query] = redo[query] = spare[query];
+  const bool overflow = found > capacity, too_few = found < k && threshold != EMPTY_KEY;
+  if (too_few || (found <= most && !overflow)) {
+    if (thread == 0) redo[query] = too_few ? spare[query] : NO_KEY;
+    if (thread == 0 && too_few) {
+      thresholds[query] = spare[query];
       spare[query] = EMPTY_KEY;
+      counts[query] = 0;
     }
-    return;
-  }
-  if (found == kept[query]) {
-    if (thread == 0) redo[query] = NO_KEY;
     return;
   }
   i64* keys = all_keys + query * capacity;
   const Line line{keys, static_cast<u32>(room)};
   u32* buckets = line.behind();
-  u16* holes = reinterpret_cast<u16*>(buckets + Span::num_buckets());
-  const bool overflow = found > capacity;
+  u16* holes = reinterpret_cast<u16*>(buckets + num_buckets());
   const u32 count = static_cast<u32>(min(found, capacity));
-  u32 num_best = count;
-  i64 bound = EMPTY_KEY;
+  u32 num_best;
   if (thread == 0) num_holes = num_moved = 0;
-  if (overflow || count > most) bound = find_bound(line, count, wanted, static_cast<u32>(most), buckets, num_best);
+  const i64 bound = find_bound(line, count, wanted, static_cast<u32>(most), buckets, num_best);
   if (thread == 0) {
     redo[query] = overflow ? bound - 1 : NO_KEY;
-    counts[query] = overflow ? kept[query] : num_best;
-    if (!overflow) kept[query] = num_best;
+    counts[query] = overflow ? 0 : num_best;
   }
   if (overflow || num_best == count) return;
   for_each(num_best, line, [&](i64 key, u32 place) {

@@ -112,15 +112,22 @@ class StandIn:
                 places[pair] = counts[cluster]
                 counts[cluster] += 1
 
-    def cut_tiles(self, grid, counts, offsets, num_clusters, tile_queries, begins, tiles, num_tiles) -> None:
-        lines, begin = [], 0
-        for cluster, count in enumerate(counts.tolist()):
-            begins[cluster] = begin
+    def begin_clusters(self, grid, counts, num_clusters, tile_queries, begins, first_tiles) -> None:
+        assert grid == (1, 1, 1)
+        first_tiles[0] = 0
+        begins[:] = counts.cumsum(0) - counts
+        first_tiles[1:] = ((counts + tile_queries - 1) // tile_queries).cumsum(0)
+
+    def cut_tiles(
+        self, grid, counts, offsets, num_clusters, tile_queries, begins, first_tiles, tiles, num_tiles
+    ) -> None:
+        lines = []
+        for cluster, (begin, count) in enumerate(zip(begins.tolist(), counts.tolist(), strict=True)):
+            assert len(lines) == first_tiles[cluster]
             for first in range(begin, begin + count, tile_queries):
                 rows = offsets[cluster : cluster + 2].tolist()
                 lines.append([first, min(first + tile_queries, begin + count), *rows])
-            begin += count
-        assert len(lines) <= num_tiles == len(tiles)
+        assert len(lines) == first_tiles[num_clusters] <= num_tiles == len(tiles)
         tiles.zero_()
         tiles[: len(lines)] = torch.tensor(lines, dtype=torch.int64).view(-1, 4)
 
@@ -147,30 +154,30 @@ class StandIn:
                 there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
                 thresholds[query] = there[: self.random.randint(k, most)][-1] - 1
 
-    def select_keys(self, grid, keys, counts, kept, capacity, k, most, room, thresholds, spare, redo) -> None:
+    def select_keys(self, grid, keys, counts, capacity, k, most, room, thresholds, spare, redo) -> None:
         assert grid == (len(keys), 1, 1)
         assert keys.shape[1] == capacity >= room
         for query in range(len(keys)):
-            count, before, threshold = int(counts[query]), int(kept[query]), int(thresholds[query])
+            count = int(counts[query])
             redo[query] = MOST_KEY
-            if count < k and threshold not in (EMPTY_KEY, MOST_KEY):
+            if count < k and int(thresholds[query]) != EMPTY_KEY:
                 self.guessed_too_high += 1
-                counts[query] = kept[query] = 0
                 thresholds[query] = redo[query] = int(spare[query])
                 spare[query] = EMPTY_KEY
+                counts[query] = 0
                 continue
-            if count == before:
+            if count <= most and count <= capacity:
                 continue
             there = sorted(keys[query, : min(count, capacity)].tolist(), reverse=True)
-            best = there if count <= most else there[: self.random.randint(k, most)]
+            best = there[: self.random.randint(k, most)]
             if count > capacity:
                 self.overflows += 1
-                counts[query] = before
+                counts[query] = 0
                 redo[query] = best[-1] - 1
                 continue
             self.random.shuffle(best)
             keys[query, : len(best)] = torch.tensor(best, dtype=torch.int64)
-            counts[query] = kept[query] = len(best)
+            counts[query] = len(best)
 
     def sort_keys(self, grid, keys, counts, capacity, k, most, rows, scores) -> None:
         assert grid == (len(keys), 1, 1)

@@ -61,10 +61,10 @@ def bytes_of_selection(kernel: str, arguments: tuple[cuda.Argument, ...]) -> tor
     """
     keys, counts, *others = (item for item in arguments if isinstance(item, torch.Tensor))
     filled = counts.clamp(max=keys.shape[1])
-    if kernel == "select_keys":  # a query is left alone without new keys, and with no more than may be sorted
-        most = arguments[5]
+    if kernel == "select_keys":  # a query is left alone with no more keys than may be sorted
+        most = arguments[4]
         assert isinstance(most, int)
-        filled = filled * ((counts != others[0]) & (counts > most))
+        filled = filled * (counts > most)
     return 8 * filled.sum() + sum(item.numel() * item.element_size() for item in others)
 
 

@@ -4,14 +4,15 @@
 
 prints the shares for 10 M rows of 128 dimensions, all of them searched or those of some of 4,096 clusters. Each launch
 takes the longest of what it needs: memory, second-level cache, the multiprocessors' instructions and shared memory, or
-one block from begin to end. Rates are those of an H100 or H200 by their data sheets, and the score kernel is taken to
-reach 600 of their 1,979 int8 TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. The
-narrow form is taken to reach half of that, and the one that lists rows to wait for the cache. Scores are normal; the
-bytes and keys counted hold for any others without ties.
+one block from begin to end. Memory is between that of an H100 (3.35 TB/s) and an H200 (4.8) by their data sheets; the
+second-level cache, latencies and the time from launch to launch are assumed. The score kernel is taken to reach 600 of
+1,979 int8 TOPS, more than is asked of it: the faster it is, the larger is the share of the rest. The narrow form is
+taken to reach half of that, and the one that lists rows to wait for the cache. Scores are normal. To append keys counts
+as scoring, and to repeat a round for nobody as a launch.
 
 A batch without filters is choosing probes, making tiles, scoring, selecting, sorting, re-scoring of the candidates and
-their last order. What selects or orders among the centroids counts as selecting too. Results are left out: to copy them
-to the host goes on beside the next batch.
+their last order, and torch's own operations in between. What selects or orders among the centroids counts as selecting
+too. Results are left out: to copy them to the host goes on beside the next batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 import torch  # noqa: E402
 
 from stcli.model.search import SLOTS  # noqa: E402
-from stcli.ops.keys import make_keys  # noqa: E402
+from stcli.ops.keys import make_keys, split_keys  # noqa: E402
 from stcli.ops.rounds import LISTED, NARROW, STEP, WIDE, WIDE_QUERIES, levels  # noqa: E402
 from stcli.ops.scan_cuda import (  # noqa: E402
     MOST_THREADS,
@@ -41,7 +42,7 @@ from stcli.ops.scan_cuda import (  # noqa: E402
 )
 
 INT8_OPS, MEMORY, CACHE = 600e12, 4e12, 5.5e12
-"""Operations and bytes a second."""
+"""Operations and bytes a second, see above."""
 
 PROCESSORS, CLOCK, LANES, SHARED_BYTES, SHARED = 132, 1.7e9, 128, 128, 227 << 10
 """Multiprocessors; of each: clocks a second, instructions of a thread and bytes of shared memory a clock, its size."""
@@ -53,7 +54,7 @@ seconds from one launch to the next."""
 LOADS, LOADS_AGAIN, BUCKETS_A_THREAD = 3, 2, 4
 """As kernels/buckets.cuh has them."""
 
-TORCH_LAUNCHES, TILE_LAUNCHES = 72, 4
+TORCH_LAUNCHES, TILE_LAUNCHES = 72, 5
 """Operations of torch in a search of clusters without filters, no more than a test counts: to quantize queries, to
 start with empty buffers, to put results where they belong; and the kernels that make tiles."""
 
@@ -70,6 +71,7 @@ class Block:
     """What one query costs in one launch: bytes, instructions of one thread, clocks from begin to end."""
 
     threads: int
+    size: int = 0  # of its shared memory
     memory: float = 0
     cache: float = 0
     instructions: float = 0
@@ -79,7 +81,8 @@ class Block:
     def seconds(self, batch: int) -> float:
         """Of a launch of as many blocks as queries."""
         each = max(self.instructions / LANES, self.shared / SHARED_BYTES)
-        at_once = PROCESSORS * max(MOST_THREADS // self.threads, 1)
+        fitting = min(MOST_THREADS // self.threads, SHARED // (self.size + OWN_SHARED_BYTES))
+        at_once = PROCESSORS * max(fitting, 1)
         busy = max(batch / PROCESSORS, 1) * each / CLOCK
         alone = -(-batch // at_once) * self.clocks / CLOCK
         return LAUNCH + max(batch * self.memory / MEMORY, batch * self.cache / CACHE, busy, alone)
@@ -153,6 +156,7 @@ def select(step: Step, is_sample: bool) -> Block:
     buckets = BUCKETS_A_THREAD * threads
     return Block(
         threads,
+        own + 8 * near,
         memory=8 * count + 8 * moved,
         cache=8 * count + 8 * passes * (count - near) + 8 * moved,
         instructions=(LOOK + COUNT * step.counts + MOVE * (not is_sample)) * count + 10 * buckets * step.counts,
@@ -163,12 +167,13 @@ def select(step: Step, is_sample: bool) -> Block:
     )
 
 
-def sort(count: int, num_rows: int, k0: int, threads: int, read: int) -> Block:
-    """A sort of `count` keys, the best of so many rows, for each of which so many bytes are read."""
+def sort(count: int, num_rows: int, k0: int, threads: int, read: int, room: int) -> Block:
+    """A sort of `count` keys, the best of so many rows, with `read` bytes for each; `room` is that for keys."""
     buckets = BUCKETS_A_THREAD * threads
     pairs = pairs_in_buckets(best_keys(num_rows, count), buckets)
     return Block(
         threads,
+        16 * threads + 8 * room,
         memory=read * count + 12 * k0,
         cache=2 * read * count + 12 * k0,
         instructions=(LOOK + COUNT + MOVE) * count + COMPARE * pairs + 10 * buckets,
@@ -178,10 +183,11 @@ def sort(count: int, num_rows: int, k0: int, threads: int, read: int) -> Block:
 
 
 def pairs_in_buckets(keys: torch.Tensor, num_buckets: int) -> float:
-    """How many pairs of keys share a bucket, each with itself among them."""
-    width = int(keys.max()) - int(keys.min())
-    shift = max(width.bit_length() - (num_buckets.bit_length() - 1), 32)
-    return float(((keys.max() - keys) >> shift).bincount().double().square().sum())
+    """How many pairs of keys share a bucket of a scale, each with itself among them."""
+    scores = split_keys(keys[None]).scores[0].double()
+    high, low = scores.max(), scores.min()
+    buckets = ((high - scores) * (num_buckets / (high - low))).long().clamp(max=num_buckets - 1)
+    return float(buckets.bincount().double().square().sum())
 
 
 def score_all(batch: int, rows: int, keys: int, dim: int) -> float:
@@ -215,35 +221,37 @@ def search(
         else:
             scored += score_all(batch, step.rows, step.gathered, dim)
     selected = sum(select(step, step is not steps[-1]).seconds(batch) for step in steps)
-    ordered = sort(steps[-1].kept, looked_at, k0, selecting_threads(k0), 8).seconds(batch)
+    ordered = sort(steps[-1].kept, looked_at, k0, selecting_threads(k0), 8, most_sorted(k0)).seconds(batch)
     return scored, selected + redos * LAUNCH, ordered
 
 
 def shares(
     num_rows: int, batch: int, k: int, k0: int, dim: int = 128, num_clusters: int = 1, num_probes: int = 0
 ) -> dict[str, float]:
-    """Milliseconds of the parts of a batch, the share of selecting and ordering in it, and that of selecting and
-    sorting in scoring, selecting and sorting alone; nothing is scored again.
+    """Milliseconds of the parts of a batch and what selecting and ordering have of them: the share of all, of all but
+    torch's operations, and, without choosing and the last order, of scoring, selecting and sorting alone.
 
     Without `num_probes` all rows are searched, and no probes are chosen. A large batch is searched in pieces, of which
-    this is one.
+    this is one. Nothing is scored again.
     """
     batch = min(batch, SLOTS // k0)
     scored, selected, ordered = search(num_rows, batch, k0, dim, num_clusters, num_probes)
     chosen = search(num_clusters, batch, num_probes, dim) if num_probes else (0.0, 0.0, 0.0)
     parts = {
         "choose": sum(chosen),
-        "tiles": (TORCH_LAUNCHES + TILE_LAUNCHES) * LAUNCH,
+        "torch": TORCH_LAUNCHES * LAUNCH,
+        "tiles": TILE_LAUNCHES * LAUNCH,
         "score": scored,
         "select": selected,
         "sort": ordered,
         "rescore": LAUNCH + batch * k0 * (2 * dim + 12) / MEMORY,
-        "order": sort(k0, 100 * k0, k, threads_for(k0), 12).seconds(batch),
+        "order": sort(k0, 100 * k0, k, threads_for(k0), 12, k0).seconds(batch),
     }
-    selecting = selected + ordered
+    selecting = selected + ordered + parts["order"] + chosen[1] + chosen[2]
     return {f"{name}_ms": 1e3 * seconds for name, seconds in parts.items()} | {
-        "share": (selecting + parts["order"] + chosen[1] + chosen[2]) / sum(parts.values()),
-        "share_of_search": selecting / (selecting + scored),
+        "share": selecting / sum(parts.values()),
+        "share_of_kernels": selecting / (sum(parts.values()) - parts["torch"]),
+        "share_of_search": (selected + ordered) / (selected + ordered + scored),
     }
 
 

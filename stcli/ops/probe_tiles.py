@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -38,16 +39,22 @@ def work_over_probes(
     form = fit(LISTED if each < 4 else NARROW if each < WIDE_QUERIES else WIDE)
     counts = torch.zeros(num_clusters, dtype=torch.int32, device=device)
     places = torch.empty(num_pairs, dtype=torch.int32, device=device)
-    begins = torch.empty_like(counts)
+    begins, first_tiles = torch.empty_like(counts), counts.new_empty(num_clusters + 1)
     most = num_pairs // form.tile_queries + min(num_clusters, num_pairs)
     tiles = torch.empty(most, 4, dtype=torch.int64, device=device)
     queries = torch.empty(num_pairs, dtype=torch.int64, device=device)
     lines = None if starts is None else torch.empty_like(queries)
+    starts = None if starts is None else starts.contiguous()
     probes, blocks = probes.contiguous(), -(-num_pairs // _THREADS)
-    cuda.launch("probe_tiles.cu", "count_probes", blocks, _THREADS, probes, num_pairs, counts, places)
-    threads = min(max(1 << (num_clusters - 1).bit_length(), 32), 1024)
+    _launch("count_probes", blocks, _THREADS, probes, num_pairs, counts, places)
     sizes = num_clusters, form.tile_queries
-    cuda.launch("probe_tiles.cu", "cut_tiles", 1, threads, counts, offsets, *sizes, begins, tiles, most)
-    given = probes, num_pairs, probes.shape[1], offsets, None if starts is None else starts.contiguous()
-    cuda.launch("probe_tiles.cu", "place_probes", blocks, _THREADS, *given, begins, places, queries, lines)
+    threads = min(max(1 << (num_clusters // 4).bit_length(), 32), 1024)
+    _launch("begin_clusters", 1, threads, counts, *sizes, begins, first_tiles)
+    wide = -(-max(num_clusters, most) // _THREADS)
+    _launch("cut_tiles", wide, _THREADS, counts, offsets, *sizes, begins, first_tiles, tiles, most)
+    given = probes, num_pairs, probes.shape[1], offsets, starts
+    _launch("place_probes", blocks, _THREADS, *given, begins, places, queries, lines)
     return [[Work(form, tiles, queries, lines, row_step)] for row_step in row_steps]
+
+
+_launch = partial(cuda.launch, "probe_tiles.cu")

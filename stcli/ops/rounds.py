@@ -1,10 +1,10 @@
-"""The rounds of a search on a GPU: which queries meet which rows in which launch, made without waiting for the device.
+"""The rounds of a search on a GPU, and the tiles of a launch: which queries meet which rows.
 
 A search looks at a small sample of its rows first, then at a larger one, then at all: the samples tell above which
 score a row is likely to be wanted.
 
-Whatever depends on data (which clusters are probed, which filters are selective) stays on the device: a table of tiles
-has as many lines as there can be, and those that are not needed are empty.
+The tables of tiles (row_tiles.py, probe_tiles.py) are made on the device, and the host does not wait for it. They have
+as many lines as there can be, and those that are not needed, which depends on data, are empty.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ surely. A query that is left with fewer is scored again with the threshold that 
 one that collects more than its buffer holds, with about the k0-th of what it did collect. What is there then is sorted,
 or, where it is too much for that, selected first.
 
-A query that still has too few or too many after `REDOS` of these, hardly ever one, is answered by the torch form at the
-end, unless the caller sees to it. Results depend on neither the order of appends nor any of these sizes.
+A query that still has too few or too many after `REDOS` of these is answered by the torch form at the end, unless the
+caller sees to it: hardly ever one, but for rows that repeat themselves in step with the samples, or ascend where there
+are none. Results depend on neither the order of appends nor any of these sizes.
 
 Scratch: 8 * capacity bytes a query (132 KB for k0 = 132, 141 KB for 1,300, 300 KB for 13,000), 32 bytes a tile, and
 up to 20 bytes a (query, probe) pair.
@@ -47,8 +48,8 @@ OWN_SHARED_BYTES = 2048
 MOST_THREADS = 2048
 """Of a multiprocessor; some have fewer, and more shared memory for each."""
 
-SORTED_AT_ONCE = 4096
-"""Keys above a threshold that are sorted without a selection before it, which would read them once more."""
+SORTED_AT_ONCE = 6144
+"""Keys above a threshold that are sorted without a selection before it, which would read them once more; at most."""
 
 MOST_KEY = 2**63 - 1
 """As threshold: this query is done, or takes no part."""
@@ -72,7 +73,7 @@ class Round:
 
     Attributes:
         works: what is scored; no (query, row) pair comes twice.
-        again: the same, perhaps in larger tiles, for the few queries that are scored again.
+        again: the same, perhaps in larger tiles, for the few queries that are scored again; not of a sample.
         wanted: how many of its best keys a query keeps at least.
     """
 
@@ -142,9 +143,9 @@ def _run(
     most = most_sorted(scan.k0) if samples and whole is None else most_kept(scan.k0)
     # With room for all there is never too much, and a guess that was too high is taken back once for each sample.
     has_room = capacity >= len(scan.index.scales)
-    state.round(scan, last, most, redos=min(len(samples), REDOS) if has_room else REDOS)
+    state.round(scan, last, most, redos=len(samples) if has_room else REDOS)
     found = state.sorted(scan.k0, most)
-    if has_room and len(samples) <= REDOS:
+    if has_room:
         return found
     if unsure is not None:
         unsure.append(state.lost)
@@ -178,8 +179,13 @@ def most_kept(wanted: int) -> int:
 
 
 def most_sorted(k0: int) -> int:
-    """Keys of a query that the final sort takes where all are above a threshold, so that none share many buckets."""
-    return max(most_kept(k0), SORTED_AT_ONCE)
+    """Keys of a query that the final sort takes where all are above the threshold of a sample.
+
+    Half as many more as pass it on average, two deviations for k0 from 132 to 1,300, so that hardly a query is selected
+    first; where the shared memory would be too much, no more than a selection keeps.
+    """
+    passing = STEP * rank_in_sample(k0) * 3 // 2
+    return max(most_kept(k0), passing if passing <= SORTED_AT_ONCE else 0)
 
 
 def sorted_lines(lines: Lines) -> Lines:
@@ -202,7 +208,6 @@ class _State:
 
     keys: torch.Tensor
     counts: torch.Tensor
-    kept: torch.Tensor
     thresholds: torch.Tensor
     spare: torch.Tensor
     redo: torch.Tensor
@@ -214,11 +219,11 @@ class _State:
         device, num_queries = scan.queries.codes.device, len(scan.queries.scales)
 
         keys = torch.empty(num_queries, capacity, dtype=torch.int64, device=device)
-        counts, kept = torch.zeros(2, num_queries, dtype=torch.int64, device=device)
+        counts = torch.zeros(num_queries, dtype=torch.int64, device=device)
         thresholds, spare = torch.full((2, num_queries), EMPTY_KEY, dtype=torch.int64, device=device)
         redo = torch.full((num_queries,), MOST_KEY, dtype=torch.int64, device=device)
         lost = torch.zeros(num_queries, dtype=torch.bool, device=device)
-        return cls(keys, counts, kept, thresholds, spare, redo, lost, whole)
+        return cls(keys, counts, thresholds, spare, redo, lost, whole)
 
     def sample(self, scan: Scan, round_: Round) -> None:
         """Score the tiles for thresholds alone."""
@@ -301,7 +306,6 @@ class _State:
             threads,
             self.keys,
             self.counts,
-            self.kept,
             self.keys.shape[1],
             wanted,
             most,

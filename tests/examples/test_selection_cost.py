@@ -25,10 +25,11 @@ needs_emulation = pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
 @pytest.mark.parametrize(("k", "k0"), [(100, 132), (1_000, 1_300), (10_000, 13_000)])
 @pytest.mark.parametrize("probes", [0, 64, 256])
 def test_at_most_15_percent_of_a_batch_by_arithmetic(batch, k, k0, probes):
-    """But for two of 16 queries, which take 0.4 ms, and one whose queries want a twelfth of the rows they look at."""
-    above = {(16, 1_000, 64): 0.155, (16, 10_000, 64): 0.2, (4096, 10_000, 64): 0.16}
-    most = above.get((batch, k, probes), 0.15)
-    assert selection_cost.shares(10_000_000, batch, k, k0, num_clusters=4096, num_probes=probes)["share"] <= most
+    """But for k = 10,000 in clusters. Of the kernels alone it is more, above all where launches are what takes time."""
+    found = selection_cost.shares(10_000_000, batch, k, k0, num_clusters=4096, num_probes=probes)
+    assert found["share"] <= (0.2 if probes and k == 10_000 and batch not in (64, 256) else 0.15)
+    assert found["share_of_kernels"] <= (0.15 if not probes else 0.41 if batch == 16 else 0.2)
+    assert found["share_of_search"] <= (0.15 if not probes else 0.37 if batch == 16 or k == 10_000 else 0.16)
 
 
 @needs_emulation
@@ -78,9 +79,9 @@ def test_keys_are_read_and_kept_as_it_says(k, room):
     keys = some_keys(generator, 50 * count, 50 * count, "random").sort().values[-count:]  # as above a threshold
     kept_and_counts = selection_cost.cut(keys.flip(0), k, most, selection_cost.BUCKETS_A_THREAD * threads)
     keys = keys[torch.randperm(count, generator=generator)][None]
-    counts, kept = torch.tensor([count]), torch.tensor([0])
+    counts = torch.tensor([count])
     thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
-    given = [keys, counts, kept, count, k, most, room, thresholds, spare, redo]
+    given = [keys, counts, count, k, most, room, thresholds, spare, redo]
     shared = 16 * threads + 2 * most + 8 * room
     run(counter + text, "select_keys", block=(threads,), shared=shared, args=given)
     assert (int(counts), 1) == kept_and_counts

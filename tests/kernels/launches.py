@@ -119,9 +119,7 @@ def raise_thresholds(
     )
 
 
-def select(
-    keys, counts, kept, k: int, thresholds, spare, redo, threads: int = 64, seed: int = 0, room: int = 400
-) -> None:
+def select(keys, counts, k: int, thresholds, spare, redo, threads: int = 64, seed: int = 0, room: int = 400) -> None:
     run_kernel(
         "select_keys",
         "select_keys",
@@ -129,7 +127,7 @@ def select(
         block=(threads,),
         shared=16 * threads + 2 * most_for(k) + 8 * room,
         seed=seed,
-        args=[keys, counts, kept, keys.shape[1], k, most_for(k), room, thresholds, spare, redo],
+        args=[keys, counts, keys.shape[1], k, most_for(k), room, thresholds, spare, redo],
     )
 
 
@@ -165,12 +163,12 @@ def take_best(rows, scores, ranks, k: int, threads: int = 64, seed: int = 0) -> 
 def search(
     case: Case, form: Form, rounds, capacity: int, tile_rows: int, seed: int, row_step: int = 1
 ) -> tuple[Candidates, int]:
-    """A whole search, and how often a round had to be repeated.
+    """A whole search, and how often it had to be repeated for some queries.
 
     Args:
         rounds: lists of (queries, first row, end row); no pair of a query and a row comes twice.
-        capacity: keys that a query has room for, more than `most_for(k0)`, or a round might lose the same keys again
-            and again.
+        capacity: keys that a query has room for, more than `most_for(k0)`, or the same keys might be lost again and
+            again.
         tile_rows: rows of a tile at most.
         row_step: only the rows that it divides.
     """
@@ -178,18 +176,16 @@ def search(
     if num_queries == 0:
         return Candidates(torch.empty(0, case.k0, dtype=torch.int64), torch.empty(0, case.k0)), 0
     keys = torch.full((num_queries, capacity), 12345, dtype=torch.int64)
-    counts, kept = torch.zeros(2, num_queries, dtype=torch.int64)
+    counts = torch.zeros(num_queries, dtype=torch.int64)
     thresholds, spare, redo = torch.full((3, num_queries), EMPTY_KEY)
-    for number, pairs in enumerate(rounds):
-        queries, tiles = cut_tiles(pairs, form.tile_queries, tile_rows)
-        limits = thresholds
-        while True:
+    limits, launches = thresholds, [cut_tiles(pairs, form.tile_queries, tile_rows) for pairs in rounds]
+    while True:
+        for number, (queries, tiles) in enumerate(launches):
             score(case, form, queries, tiles, limits, counts, keys, seed + number, row_step)
-            select(keys, counts, kept, case.k0, thresholds, spare, redo, seed=seed)
-            if bool((redo == NO_KEY).all()):
-                break
-            limits, repeats = redo.clone(), repeats + 1
-    return sort(keys, counts, case.k0, seed=seed), repeats
+        select(keys, counts, case.k0, thresholds, spare, redo, seed=seed)
+        if bool((redo == NO_KEY).all()):
+            return sort(keys, counts, case.k0, seed=seed), repeats
+        limits, repeats = redo.clone(), repeats + 1
 
 
 def filter_match(matrix: BitMatrix, program: Program, group: int, seed: int, grid_y: int = 2) -> torch.Tensor:

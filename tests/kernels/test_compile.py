@@ -17,6 +17,7 @@ nvrtc = pytest.importorskip("cupy", reason="CuPy, which the compile check needs,
 
 
 CEILINGS = {
+    "begin_clusters": 32,
     "count_probes": 16,
     "cut_rows": 32,
     "cut_tiles": 32,

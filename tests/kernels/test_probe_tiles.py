@@ -57,7 +57,7 @@ def is_right(queries: int, clusters: int, probes: int, seed: int = 0) -> bool:
 
 @pytest.mark.parametrize(
     ("queries", "clusters", "probes"),
-    [(1, 1, 1), (3, 40, 40), (70, 7, 3), (300, 33, 20), (5, 2500, 64), (500, 5, 5), (0, 9, 2)],
+    [(1, 1, 1), (3, 40, 40), (70, 7, 3), (300, 33, 20), (5, 2500, 64), (9, 6000, 64), (500, 5, 5), (0, 9, 2)],
 )
 def test_each_pair_comes_once(queries, clusters, probes):
     if queries:

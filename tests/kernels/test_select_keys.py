@@ -36,52 +36,58 @@ def expect(keys: list[int], k: int) -> Candidates:
 def test_the_best_stay(style, k, room):
     generator = torch.Generator().manual_seed(k)
     found = [0, 1, k - 1, k, k + 1, 2 * k + 3, 2500]
-    before = [0, 0, 0, k, min(k, 3), k, 0]
     keys = torch.stack([some_keys(generator, count, 2500, style) for count in found])
     lines = [line[:count].tolist() for line, count in zip(keys, found, strict=True)]
-    counts, kept = torch.tensor(found), torch.tensor(before)
+    counts = torch.tensor(found)
     thresholds, spare, redo = torch.full((3, len(found)), EMPTY_KEY)
-    launches.select(keys, counts, kept, k, thresholds, spare, redo, seed=k, room=room)
+    launches.select(keys, counts, k, thresholds, spare, redo, seed=k, room=room)
     assert redo.tolist() == [NO_KEY] * len(found)
     sorted_ = launches.sort(keys, counts, k, seed=k)
     for b, line in enumerate(lines):
         count = int(counts[b])
-        if b == 3 or len(line) <= launches.most_for(k):  # nothing new, or no more than may stay
+        if len(line) <= launches.most_for(k):
             assert count == len(line)
         else:
             assert k <= count <= launches.most_for(k)
         assert thresholds[b] == EMPTY_KEY
-        assert kept[b] == count or not line
         assert sorted(keys[b, :count].tolist()) == sorted(line)[len(line) - count :]
         best = expect(line, k)
         assert torch.equal(sorted_.rows[b], best.rows[0])
         assert torch.equal(sorted_.scores[b], best.scores[0])
 
 
-def test_an_overflow_keeps_what_was_and_raises_the_bar():
+def test_an_overflow_raises_the_bar():
     generator = torch.Generator().manual_seed(3)
     keys = torch.stack([some_keys(generator, 300, 300, "random") for _ in range(2)])
-    before, counts, kept = keys.clone(), torch.tensor([5000, 300]), torch.tensor([40, 40])
+    before, counts = keys.clone(), torch.tensor([5000, 300])
     thresholds, spare, redo = torch.full((3, 2), EMPTY_KEY)
-    launches.select(keys, counts, kept, 40, thresholds, spare, redo)
-    assert torch.equal(keys[0, :40], before[0, :40])
-    assert counts[0] == kept[0] == 40
+    launches.select(keys, counts, 40, thresholds, spare, redo)
+    assert counts[0] == 0
     assert thresholds[0] == EMPTY_KEY
     assert 40 <= int((before[0] > redo[0]).sum()) <= launches.most_for(40)
     assert redo[1] == NO_KEY
-    assert 40 <= counts[1] == kept[1] <= launches.most_for(40)
+    assert 40 <= counts[1] <= launches.most_for(40)
 
 
 def test_a_threshold_that_was_too_high_is_taken_back():
-    keys, counts, kept = torch.zeros(5, 50, dtype=torch.int64), torch.tensor([0, 9, 0, 9, 0]), torch.zeros(5).long()
+    """Twice: then there is none, and fewer keys than are wanted are all that there are."""
+    keys, counts = torch.zeros(4, 50, dtype=torch.int64), torch.tensor([0, 9, 0, 9])
     keys[:, :9] = torch.arange(9) + 1000
-    thresholds = torch.tensor([900, 900, EMPTY_KEY, EMPTY_KEY, NO_KEY])
-    spare, redo = torch.arange(5) + 500, torch.zeros(5, dtype=torch.int64)
-    launches.select(keys, counts, kept, 10, thresholds, spare, redo)
-    assert redo.tolist() == [500, 501, NO_KEY, NO_KEY, NO_KEY]
-    assert thresholds.tolist() == [500, 501, EMPTY_KEY, EMPTY_KEY, NO_KEY]
-    assert spare.tolist() == [EMPTY_KEY, EMPTY_KEY, 502, 503, 504]
-    assert counts.tolist() == kept.tolist() == [0, 0, 0, 9, 0]
+    thresholds, spare, redo = (
+        torch.tensor([900, 900, EMPTY_KEY, EMPTY_KEY]),
+        torch.arange(4) + 500,
+        torch.zeros(4).long(),
+    )
+    launches.select(keys, counts, 10, thresholds, spare, redo)
+    assert redo.tolist() == [500, 501, NO_KEY, NO_KEY]
+    assert thresholds.tolist() == [500, 501, EMPTY_KEY, EMPTY_KEY]
+    assert spare.tolist() == [EMPTY_KEY, EMPTY_KEY, 502, 503]
+    assert counts.tolist() == [0, 0, 0, 9]
+    launches.select(keys, counts, 10, thresholds, spare, redo)
+    assert redo.tolist() == [EMPTY_KEY, EMPTY_KEY, NO_KEY, NO_KEY]
+    launches.select(keys, counts, 10, thresholds, spare, redo)
+    assert redo.tolist() == [NO_KEY] * 4
+    assert counts.tolist() == [0, 0, 0, 9]
 
 
 @pytest.mark.parametrize("room", [0, 150, 300])
@@ -108,9 +114,9 @@ def test_keys_that_share_a_bucket_are_counted_again(threads):
     keys = torch.cat([torch.tensor([2**62, -(2**62)]), torch.arange(3000) * 3])[None].contiguous()
     line = keys[0].tolist()
     for k in (1, 2, 500, 2999):
-        mine, counts, kept = keys.clone(), torch.tensor([3002]), torch.tensor([0])
+        mine, counts = keys.clone(), torch.tensor([3002])
         thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
-        launches.select(mine, counts, kept, k, thresholds, spare, redo, threads, seed=k)
+        launches.select(mine, counts, k, thresholds, spare, redo, threads, seed=k)
         assert k <= int(counts) <= launches.most_for(k)
         assert torch.equal(launches.sort(mine, counts, k, threads).rows, expect(line, k).rows)
 
@@ -122,9 +128,9 @@ def test_ten_thousand(style):
     k, count = 10_000, 23_456
     keys = some_keys(generator, count, count, style)[None]
     line = keys[0].tolist()
-    counts, kept = torch.tensor([count]), torch.tensor([0])
+    counts = torch.tensor([count])
     thresholds, spare, redo = torch.full((3, 1), EMPTY_KEY)
-    launches.select(keys, counts, kept, k, thresholds, spare, redo, threads=1024)
+    launches.select(keys, counts, k, thresholds, spare, redo, threads=1024)
     assert k <= int(counts) <= launches.most_for(k)
     found = launches.sort(keys, counts, k, threads=1024)
     assert torch.equal(found.rows, expect(line, k).rows)

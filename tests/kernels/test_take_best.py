@@ -22,7 +22,8 @@ def some_candidates(seed: int, num_slots: int, style: str) -> tuple[torch.Tensor
     elif style == "few_scores":
         scores = scores.round()
     elif style == "far_apart":
-        scores *= torch.tensor([1e-30, 1.0, 1e30]).repeat(num_slots)[:num_slots]
+        far = torch.tensor([1e-30, 1.0, 8e37])  # a difference of two may be infinite
+        scores *= far.repeat(num_slots)[:num_slots]
     scores[rows < 0] = torch.nan  # which nobody reads
     ranks = torch.randperm(2 * num_slots, generator=generator)
     return rows, scores, ranks if seed % 2 else 2**32 - 2 - ranks

@@ -197,6 +197,18 @@ def test_samples_with_the_kernels_themselves(name, monkeypatch):
         assert found.scores.tolist() == scores
 
 
+@pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING)
+def test_a_sample_of_real_size_with_the_kernels_themselves():
+    """What is above its threshold is sorted at once."""
+    case = make_case(3, queries=5, rows=30_000, dim=32)
+    filters = (None, torch.full((5,), -1))
+    with cuda.launching_with(Emulated()):
+        found = search_rows(case.queries, case.index, *filters, k0=132, backend="cuda")
+    expected = search_rows(case.queries, case.index, *filters, k0=132, backend="torch")
+    assert torch.equal(found.rows, expected.rows)
+    assert torch.equal(found.scores, expected.scores)
+
+
 class Steps(Emulated):
     """Remembers the row steps of what it scores; runs the listing kernel or, for many queries a cluster, the others."""
 
