@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stcli.errors import InputError
 from stcli.measure.report import read_report
 from stcli.measure.verdict import BUSY_CORES
 
@@ -23,10 +24,16 @@ def compare_reports(
 
     Returns:
         Part of the summary, and which thresholds are missed.
+
+    Raises:
+        InputError: they have no setting in common.
     """
     first, second = read_report(before), read_report(after)
     theirs = {run["name"]: run for run in second["runs"]}
     pairs = [(run, theirs[run["name"]]) for run in first["runs"] if run["name"] in theirs]
+    if not pairs:
+        names = ", ".join(run["name"] for run in first["runs"])
+        raise InputError(f"{after}: has none of the settings of {before} ({names}); nothing to compare")
     recall = {old["name"]: recall_change(old["recall"], new["recall"]) for old, new in pairs}
     speed = {old["name"]: speed_change(old["queries_per_s"], new["queries_per_s"]) for old, new in pairs}
     told = {
@@ -55,7 +62,7 @@ def compare_reports(
 def recall_change(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Two recalls as `mean_recall` gives them."""
     told = {"before": old["mean"], "after": new["mean"]}
-    if old["mean"] is None or new["mean"] is None:
+    if any(part[name] is None for part in (old, new) for name in ("mean", "low", "high")):
         return told | {"change": "not defined"}
     noise = math.hypot(*((part["high"] - part["low"]) / 2 for part in (old, new)))
     difference = new["mean"] - old["mean"]

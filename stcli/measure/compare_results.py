@@ -36,6 +36,8 @@ def compare_results(
     first, second = Side.open(before, k), Side.open(after, k)
     if first.ids.type != second.ids.type:
         raise InputError(f"{before} has {first.ids.type} query ids, {after} has {second.ids.type}; nothing to compare")
+    if first.kind != second.kind:
+        raise InputError(f"{before} has items as {first.kind}, {after} as {second.kind}; nothing to compare")
     place = _places(first.ids, second.ids)
     overlaps, same = [], 0
     for start, mine in first.lists():
@@ -137,15 +139,22 @@ class Side:
         """Open a directory and read its query ids and counts of short queries.
 
         Raises:
-            InputError: it has one row a result.
+            InputError: it has no queries, or one row a result.
         """
         manifest = open_results(path)
+        if not any(part["rows"] for part in manifest["parts"]):
+            raise InputError(f"{path}: has no queries; nothing to compare, retrieve some")
         table = open_table([path / part["name"] for part in manifest["parts"]])
         if not pa.types.is_list(table.column_type("item_id", "item_id")):
             raise InputError(f"{path}: has one row a result (--explode); compare needs lists, so retrieve without it")
         name = table.schema.names[0]
         ids = pa.chunked_array([batch.column(0) for _, batch in table.batches([name], BATCH_ROWS)])
         return cls(table, ids.combine_chunks(), k, int(manifest["counts"]["short"]))
+
+    @property
+    def kind(self) -> pa.DataType:
+        """Type of the lists of items."""
+        return self.table.column_type("item_id", "item_id")
 
     def lists(self) -> Iterator[tuple[int, pa.ListArray]]:
         """(first row, lists of items) of some queries after others; every item is counted."""
@@ -163,7 +172,7 @@ class Side:
     def take(self, rows: np.ndarray) -> pa.ListArray:
         """The lists of some rows, int64, in their order."""
         if not len(rows):
-            return pa.array([], pa.list_(pa.int64()))
+            return pa.array([], self.kind)
         first, last = int(rows.min()), int(rows.max()) + 1
         found = [batch.column(0) for _, batch in self.table.batches(["item_id"], BATCH_ROWS, first, last)]
         return self._cut(pa.chunked_array(found).combine_chunks().take(pa.array(rows - first)))
@@ -186,7 +195,7 @@ def _places(first: pa.Array, second: pa.Array) -> np.ndarray:
 def _shared(mine: pa.ListArray, theirs: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """Items in both lists of each query, and the length of the longer one; int64 each."""
     sizes = [pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False) for lists in (mine, theirs)]
-    items = pa.concat_arrays([mine.flatten(), theirs.flatten()]).dictionary_encode()
+    items = pa.concat_arrays([mine.flatten(), theirs.flatten()]).dictionary_encode("encode")
     codes = items.indices.to_numpy().astype(np.int64)
     owners = [np.repeat(np.arange(len(size)), size) for size in sizes]
     split = len(owners[0])

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stcli.errors import FormatError
 from stcli.measure import page, plots, report_against, show
 from stcli.measure.measurements import GIVEN
 from stcli.measure.metrics import TWO_SIDED_95
@@ -33,7 +34,16 @@ def read_report(folder: Path) -> dict[str, Any]:
     Raises:
         FormatError: not one, damaged, edited or of another version.
     """
-    return check_sealed(REPORT, read_json(folder / RECORD, "report"), folder / RECORD)
+    path = folder / RECORD
+    record = read_json(path, "report")
+    if isinstance(record, dict) and "format" not in record and {"machine", "rows", "skipped"} <= record.keys():
+        raise FormatError(
+            f"{path}: is what make gpu measured, expected a report of stcli bench; open {folder / PAGE} in a browser"
+        )
+    report = check_sealed(REPORT, record, path)
+    if not report["runs"]:
+        raise FormatError(f"{path}: its 'runs' is [], expected one at least; it was edited, make it again")
+    return report
 
 
 def render(report: Mapping[str, Any]) -> str:

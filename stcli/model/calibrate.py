@@ -6,14 +6,13 @@ would probe first, second, third …; so one search gives the recall at every nu
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from stcli.errors import InputError
+from stcli.errors import FormatError, InputError
 from stcli.filters.source import FilterSource
 from stcli.model.admitted import admitted_counts
 from stcli.model.corpus import Corpus, Words
@@ -21,6 +20,7 @@ from stcli.model.planner import BANDS, Calibration, SearchOptions, bands_of, def
 from stcli.model.tiles import search
 from stcli.ops.choose_probes import choose_probes
 from stcli.ops.quantize_rows import quantize_rows
+from stcli.storage.manifest import read_json
 
 SAMPLE_A_BAND = 1024
 SMALL_BAND = 256
@@ -188,14 +188,15 @@ def read_calibration(path: str | None, model: Corpus, k: int) -> Calibration | N
     """The calibration in a file written by stcli, for a model and k; None for no path.
 
     Raises:
-        InputError: it cannot be read, or belongs to another artifact or k.
+        InputError: it cannot be read, is no calibration, or belongs to another artifact or k.
     """
     if path is None:
         return None
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--calibration {path}: cannot be read ({error}); expected a file written by stcli") from error
-    found = Calibration.from_json(data.get("calibration", data) if isinstance(data, dict) else {})
-    found.check(model.fingerprint, k)
+        data = read_json(Path(path), "calibration")
+    except FormatError as error:
+        raise InputError(f"--calibration {error}; expected a file written by stcli retrieve") from error
+    where = f"--calibration {path}"
+    found = Calibration.from_json(data.get("calibration", data) if isinstance(data, dict) else {}, where)
+    found.check(model.fingerprint, k, where)
     return found

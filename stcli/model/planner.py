@@ -66,7 +66,8 @@ FLOOR_GAIN = 4
 
 _SHAPE: Shape = {
     "artifact": TEXT, "k": SOME, "target_recall": NUMBER, "seed": COUNT, "probes": (COUNT,) * len(BANDS),
-    "recall": [Maybe(NUMBER)], "lower_bound": [Maybe(NUMBER)], "queries": [COUNT],
+    "recall": (Maybe(NUMBER),) * len(BANDS), "lower_bound": (Maybe(NUMBER),) * len(BANDS),
+    "queries": (COUNT,) * len(BANDS),
 }  # fmt: skip
 
 
@@ -99,8 +100,8 @@ class Calibration:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Calibration:
-        """Read what `to_json` wrote.
+    def from_json(cls, data: Any, where: str = "calibration") -> Calibration:
+        """Read what `to_json` wrote; `where` is how messages call it.
 
         Raises:
             InputError: a key is missing, or its value is of another type.
@@ -109,26 +110,25 @@ class Calibration:
         missing = [name for name in cls.__dataclass_fields__ if name not in given]
         if missing:
             raise InputError(
-                f"calibration: {', '.join(missing)} missing; expected a file written by stcli retrieve, not --exact"
+                f"{where}: {', '.join(missing)} missing; expected a file written by stcli retrieve, not --exact"
             )
-        check_shape(given, _SHAPE, "calibration")
+        check_shape(given, _SHAPE, where)
         values: dict[str, Any] = {name: given[name] for name in cls.__dataclass_fields__}
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
 
-    def check(self, artifact: str, k: int) -> None:
-        """Refuse a calibration of another artifact or k.
+    def check(self, artifact: str, k: int, where: str = "calibration") -> None:
+        """Refuse a calibration of another artifact or k; `where` is how messages call it.
 
         Raises:
             InputError: it was measured on something else.
         """
         if self.artifact != artifact:
             raise InputError(
-                f"calibration: was measured on artifact {self.artifact[:12]}, this one is {artifact[:12]}; "
-                "calibrate again"
+                f"{where}: was measured on artifact {self.artifact[:12]}, this one is {artifact[:12]}; calibrate again"
             )
         if self.k != k:
-            raise InputError(f"calibration: was measured for k={self.k}, this run has k={k}; calibrate again")
+            raise InputError(f"{where}: was measured for k={self.k}, this run has k={k}; calibrate again")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from stcli.storage.kinds import PARQUET, kind_of
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
 from stcli.storage.parquet import open_table
 from stcli.storage.results import RUN, open_results
-from stcli.storage.shape import ANY, Each, check_shape
+from stcli.storage.shape import TEXT, check_shape
 from stcli.storage.sizes import bytes_by_group, overarch_summary
 
 BATCH_ROWS = 1 << 14
@@ -169,7 +169,7 @@ def _results(path: str | Path, verify: bool) -> dict[str, Any]:
     identity = dict(manifest["identity"])
     artifact, queries = identity.pop("artifact"), identity.pop("queries")
     run = read_json(folder / RUN, "results directory") if (folder / RUN).exists() else {}
-    check_shape(run, Each(ANY), folder / RUN)
+    check_shape(run, {"finished?": TEXT}, folder / RUN)
     told: dict[str, Any] = {
         "counts": {**manifest["counts"], "parts": len(manifest["parts"])},
         "bytes": {"total": sum(part.stat().st_size for part in parts)},

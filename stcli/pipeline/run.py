@@ -374,7 +374,7 @@ class Run:
             return None
         saved = writer.calibration()
         if saved is not None:
-            return Calibration.from_json(saved)
+            return Calibration.from_json(saved, f"{writer.folder}: its calibration")
         found = given
         if found is None:
             count = max(CALIBRATION_SAMPLE // self.reader.num_vectors, 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stcli.errors import FormatError, InputError
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
+from stcli.storage.shape import brief
 
 PARQUET = "parquet"
 
@@ -51,7 +52,7 @@ def _kind_of_directory(path: Path) -> str:
         kind = manifest.get("format") if isinstance(manifest, dict) else None
         if kind in (INDEX, SET, RESULTS):
             return str(kind)
-        raise FormatError(f"{path}: its manifest says format {kind!r}; {EXPECTED}")
+        raise FormatError(f"{manifests[0]}: its format is {brief(kind)}, so it is damaged or none of ours; {EXPECTED}")
     if (path / "report.json").exists():
         return REPORT
     if any(file.suffix == ".parquet" or file.name == "_SUCCESS" for file in path.rglob("*")):

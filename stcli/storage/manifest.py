@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stcli.errors import FormatError
-from stcli.storage.shape import ARTIFACT_SHAPE, INDEX_SHAPE, RESULTS_SHAPE, SET_SHAPE, check_shape
+from stcli.storage.shape import ARTIFACT_SHAPE, INDEX_SHAPE, REPORT_SHAPE, RESULTS_SHAPE, SET_SHAPE, brief, check_shape
 
 INDEX, ARTIFACT, SET = "stcli-index", "stcli-artifact", "stcli-set"
 RESULTS, REPORT = "stcli-results", "stcli-report"
@@ -18,9 +18,14 @@ RESULTS, REPORT = "stcli-results", "stcli-report"
 VERSIONS = {INDEX: (1, 0), ARTIFACT: (1, 0), SET: (1, 0), RESULTS: (1, 0), REPORT: (1, 0)}
 """Format version written by this tool: (major, minor)."""
 
-SHAPES = {INDEX: INDEX_SHAPE, ARTIFACT: ARTIFACT_SHAPE, SET: SET_SHAPE, RESULTS: RESULTS_SHAPE}
+SHAPES = {
+    INDEX: INDEX_SHAPE, ARTIFACT: ARTIFACT_SHAPE, SET: SET_SHAPE, RESULTS: RESULTS_SHAPE, REPORT: REPORT_SHAPE,
+}  # fmt: skip
 
 HASH_CHUNK = 1 << 24
+
+LARGEST_JSON = 1 << 28
+"""Bytes; the footers of a million input files take some 110 MB."""
 
 
 def canonical(value: Any) -> str:
@@ -55,9 +60,11 @@ def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
         FormatError: another format, another major or a newer minor version, an edited manifest, or one that
             names something else than a manifest of its kind does.
     """
-    if not isinstance(manifest, dict) or manifest.get("format") != kind:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise FormatError(f"{where}: is {found!r}, expected {kind!r}")
+    check_shape(manifest, {}, where)
+    if manifest.get("format") != kind:
+        raise FormatError(
+            f"{where}: its format is {brief(manifest.get('format'))}, expected {kind!r}; make it again or name another"
+        )
     version = manifest.get("version")
     if not isinstance(version, list) or len(version) != 2 or not all(isinstance(part, int) for part in version):
         raise FormatError(f"{where}: states no format version, so it was edited or damaged; make it again")
@@ -72,16 +79,15 @@ def check_sealed(kind: str, manifest: Any, where: Path) -> dict[str, Any]:
         raise FormatError(
             f"{where}: the manifest does not match its fingerprint, so it was edited or damaged; make it again"
         )
-    if kind in SHAPES:
-        check_shape(manifest, SHAPES[kind], where)
-    return manifest
+    check_shape(manifest, SHAPES[kind], where)
+    return dict(manifest)
 
 
 def _matches(manifest: dict[str, Any]) -> bool:
     body = {key: value for key, value in manifest.items() if key != "fingerprint"}
     try:
         return bool(manifest.get("fingerprint") == fingerprint(body))
-    except ValueError:  # NaN or half of a surrogate pair, which we never write
+    except (ValueError, RecursionError):  # NaN, half of a surrogate pair or such depths, which we never write
         return False
 
 
@@ -89,9 +95,13 @@ def read_json(path: Path, what: str) -> Any:
     """Parse a JSON file.
 
     Raises:
-        FormatError: missing, unreadable or not JSON.
+        FormatError: missing, unreadable, not JSON, or beyond any that we write.
     """
     try:
+        size = path.stat().st_size
+        if size > LARGEST_JSON:
+            most = f"expected at most {LARGEST_JSON:,}"
+            raise FormatError(f"{path}: has {size:,} bytes, {most}, so this {what} is damaged; make it again")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: not found, so this is no whole {what}") from error

@@ -212,7 +212,7 @@ def open_results(path: Path) -> dict[str, Any]:
         file = path / part["name"]
         try:
             rows = pq.read_metadata(file).num_rows
-        except (pa.ArrowInvalid, OSError) as error:
+        except (ValueError, OSError) as error:  # a ValueError for a zero in the name, and of Arrow
             raise FormatError(f"{file}: missing or no whole Parquet file; retrieve again") from error
         if rows != part["rows"]:
             raise FormatError(f"{file}: has {rows} rows, the manifest says {part['rows']}; retrieve again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +29,15 @@ def _whole(value: Any, low: int = 0) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # Python reads NaN and Infinity as JSON, and whole numbers that no float holds.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 COUNT = Leaf("a whole number from 0", _whole)
 SOME = Leaf("a whole number from 1", lambda value: _whole(value, 1))
 ROW = Leaf("a whole number from -1", lambda value: _whole(value, -1))
 NUMBER = Leaf("a number", _number)
+POSITIVE = Leaf("a number above 0", lambda value: _number(value) and value > 0)
 FLAG = Leaf("true or false", lambda value: isinstance(value, bool))
 TEXT = Leaf("a text", lambda value: isinstance(value, str))
 ANY = Leaf("anything", lambda value: True)
@@ -108,10 +111,24 @@ SET_SHAPE: Shape = {
 }  # fmt: skip
 
 RESULTS_SHAPE: Shape = {
-    "tool_version": TEXT, "counts": {"queries": COUNT, "results": COUNT}, "calibration": Maybe(Each(ANY)),
+    "tool_version": TEXT, "counts": {"queries": COUNT, "results": COUNT, "short": COUNT},
+    "calibration": Maybe(Each(ANY)),
     "identity": {"artifact": TEXT, "queries": {"rows": COUNT}},
     "parts": [{"name": TEXT, "rows": COUNT}],
 }  # fmt: skip
+
+REPORT_SHAPE: Shape = {
+    "tool_version": TEXT, "date": TEXT, "command": TEXT, "k": SOME, "batch_size": SOME,
+    "artifact": {"fingerprint": TEXT}, "queries": {"sampled": COUNT, "files": [ANY]}, "truth": {"over": TEXT},
+    "machine": {"cpu": TEXT, "device": TEXT, "threads": COUNT}, "load": {"other_cores": Maybe(NUMBER)},
+    "runs": [
+        {"name": TEXT, "recall": {"mean": Maybe(NUMBER), "low": Maybe(NUMBER), "high": Maybe(NUMBER)},
+         "queries_per_s": {"median": POSITIVE, "low": POSITIVE, "high": POSITIVE}},
+    ],
+    "latency": [{"batch_size": SOME, "ms": {"p50": NUMBER}}], "memory_bytes": Each(Maybe(COUNT)),
+    "index_bytes": Each(COUNT), "checks": [{"name": TEXT, "ok": FLAG, "detail": TEXT}],
+}  # fmt: skip
+"""What `inspect` and `compare` read of a report; the page is drawn before it is written."""
 
 
 def check_shape(value: Any, shape: Shape, where: Path | str, place: str = "") -> None:
@@ -143,8 +160,13 @@ def check_shape(value: Any, shape: Shape, where: Path | str, place: str = "") ->
 
 def _require(holds: bool, value: Any, words: str, where: Path | str, place: str) -> None:
     if not holds:
-        text = repr(value)
-        found = text if len(text) <= 40 else text[:37] + "..."
         raise FormatError(
-            f"{where}: {f'its {place!r}' if place else 'it'} is {found}, expected {words}; it was edited, make it again"
+            f"{where}: {f'its {place!r}' if place else 'it'} is {brief(value)}, expected {words}; "
+            "it was edited, make it again"
         )
+
+
+def brief(value: Any) -> str:
+    """A value as messages show it, 40 characters at most."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -133,7 +133,7 @@ def test_foreign_directories(tmp_path):
     with pytest.raises(FormatError, match=r"without manifest\.json"):
         stcli.inspect(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
-    with pytest.raises(FormatError, match="format 'other'"):
+    with pytest.raises(FormatError, match="format is 'other'"):
         stcli.inspect(tmp_path)
     (tmp_path / "manifest.json").write_text("not json")
     with pytest.raises(FormatError, match="not JSON"):

@@ -152,7 +152,7 @@ def test_a_damaged_artifact(tiny, tmp_path, how):
         ({"backend": "fast"}, "backend 'fast'"),
         ({"memory_limit": "2 apples"}, "size '2 apples'"),
         ({"memory_limit": "1MB"}, "--memory-limit 1MB: expected at least"),
-        ({"calibration": "nowhere.json"}, "--calibration nowhere.json: cannot be read"),
+        ({"calibration": "nowhere.json"}, "--calibration nowhere.json: not found"),
         ({"only_items": "nowhere.parquet"}, "nowhere.parquet: no such file"),
     ],
     ids=str,

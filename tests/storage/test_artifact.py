@@ -63,7 +63,7 @@ def test_an_edited_manifest_is_found_at_once(file):
 
 def test_a_manifest_of_something_else(file):
     edit(file, lambda header, manifest: manifest.update(format="stcli-index"))
-    with pytest.raises(FormatError, match=r"model.safetensors: is 'stcli-index', expected 'stcli-artifact'"):
+    with pytest.raises(FormatError, match=r"model.safetensors: its format is 'stcli-index', expected 'stcli-artifact'"):
         open_artifact_file(file)
 
 

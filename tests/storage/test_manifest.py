@@ -11,6 +11,12 @@ import pytest
 from stcli.errors import FormatError
 from stcli.storage import manifest as m
 
+
+@pytest.fixture(autouse=True)
+def _reports_of_any_shape(monkeypatch):
+    monkeypatch.setitem(m.SHAPES, m.REPORT, {})
+
+
 BODY = {"num_items": 3, "name": "ä", "list": [1, 2.5, None], "nested": {"b": 1, "a": 2}}
 
 
@@ -61,7 +67,7 @@ def test_foreign_and_edited_manifests_are_refused(tmp_path, change, words):
 
 @pytest.mark.parametrize("value", [None, [], "text", 3])
 def test_json_that_is_no_object_is_refused(tmp_path, value):
-    with pytest.raises(FormatError, match="expected 'stcli-report'"):
+    with pytest.raises(FormatError, match="expected an object; it was edited, make it again"):
         m.check_sealed(m.REPORT, value, tmp_path)
 
 

@@ -27,7 +27,8 @@ def write_parts(writer, numbers):
 
 
 def finish(writer, parts=2):
-    return writer.finish({"tool_version": "1", "counts": {"queries": 2 * parts, "results": 0}}, parts, {"seconds": 1})
+    counts = {"queries": 2 * parts, "results": 0, "short": 0}
+    return writer.finish({"tool_version": "1", "counts": counts}, parts, {"seconds": 1})
 
 
 def test_a_whole_run(tmp_path):
