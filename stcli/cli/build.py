@@ -28,7 +28,9 @@ def build_index(
     feature_columns: Annotated[
         str | None,
         opt.option(
-            "--feature-columns", "Columns to filter on, comma-separated. [default: all that can be]", show_default=False
+            "--feature-columns",
+            "Columns to filter on, comma-separated. [default: all that can be, kept ones too]",
+            show_default=False,
         ),
     ] = None,
     small_features: Annotated[

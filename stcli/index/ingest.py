@@ -133,11 +133,11 @@ class ItemSchema:
 def feature_columns(table: Table, config: BuildConfig) -> list[str]:
     """The columns that become features.
 
-    Without `feature_columns` in the options, every other column that can be one. With them, those
+    Without `feature_columns` in the options, every other column that can be one, kept ones too. With them, those
     named, and every scalar column with few distinct values, which costs a few bits an item and lets
     a filter name it (not with `small_features=False`).
     """
-    taken = {config.id_column, config.embedding_column, *config.keep_columns, *(config.feature_columns or ())}
+    taken = {config.id_column, config.embedding_column, *(config.feature_columns or ())}
     free = [field for field in table.schema if field.name not in taken and table.in_every_file(field.name)]
     others = [field.name for field in free if _can_be_feature(field)]
     if config.feature_columns is None:

@@ -219,9 +219,11 @@ def test_features_named_features_found_and_small_ones(tmp_path, table):
         return list(read_index(tmp_path / "out").values)
 
     assert built() == sorted([*all_of_them, "name"])  # not the binary column
-    assert built(keep_columns=["name", "blob"]) == all_of_them
+    assert built(keep_columns=["name", "blob"]) == sorted([*all_of_them, "name"])  # kept ones as any other
     assert built(feature_columns=["strings"], small_features=False) == ["strings"]
     assert built(feature_columns=["strings", "strings"]) == sorted(["name", "strings", *small])
+    assert built(feature_columns=["strings"], keep_columns=["date"]) == sorted(["name", "strings", *small])
+    assert built(feature_columns=["strings"], keep_columns=["date"], small_features=False) == ["strings"]
     assert built(feature_columns=[], small_features=False) == []
 
 
