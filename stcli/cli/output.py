@@ -16,6 +16,9 @@ from stcli.events import tell, warn
 HIDDEN = {"calibration": ("artifact", "k", "seed")}
 """Parts of a summary that only `--json` shows."""
 
+NAMED_BY_DATA = ("columns", "features", "arrays", "tasks", "reads", "value_models", "unknown_values", "bytes")
+"""Groups whose names are those of columns, arrays and files, printed as they are."""
+
 RECORDED = ("counts", "items_per_s", "queries_per_s", "memory_bytes", "retries", "timings_s")
 """Parts of a summary that the last line of a log has."""
 
@@ -101,7 +104,8 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             continue
         for name, item in value.items():
             if item is not None and name not in HIDDEN.get(key, ()):
-                rows.append((group, name.replace("_", " "), show(name, item, key)))
+                shown = name if key in NAMED_BY_DATA else name.replace("_", " ")
+                rows.append((group, shown, show(name, item, key)))
                 group = ""
     return rows
 
