@@ -3,8 +3,8 @@
 After the SilverTorch paper, arXiv 2511.14881.
 
 The commands as Python calls: `build_index`, `pack_model`, `update`, `retrieve`, `bench`, `inspect`; and
-`open_artifact`, which gives the packed model as an `nn.Module`. Names load on first use, so that
-importing the package costs nothing.
+`open_artifact`, which gives the packed model as an `nn.Module`. The options of the calls are the fields of the
+classes in `stcli.config`. Names load on first use, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stcli.errors import InputError
+
+Config = TypeVar("Config", bound="BuildConfig | PackConfig | UpdateConfig | RetrieveConfig | BenchConfig")
 
 Progress = Callable[[str, int, int, str], None]
 """`progress(stage, done, total, unit)`, called now and then while a stage runs; must be quick."""
@@ -331,6 +335,29 @@ class BenchConfig:
                 f"--target-recall {self.target_recall}: expected a share above 0 and up to 1, such as 0.95"
             )
         fraction("--min-recall", self.min_recall)
+
+
+def checked(kind: type[Config], command: str, options: dict[str, Any]) -> Config:
+    """The options of a Python call, checked as far as that needs no files.
+
+    Args:
+        kind: class that lists the options of the command.
+        command: the function called, for the message.
+        options: keyword arguments as given.
+
+    Raises:
+        InputError: an option that there is not; the message names the most similar one. Or one without a usable value.
+    """
+    known = {field.name.replace("_", ""): field.name for field in fields(kind)}
+    for name in sorted(options.keys() - known.values()):
+        near = known[get_close_matches(name.replace("_", "").lower(), known, 1, cutoff=0)[0]]
+        raise InputError(
+            f"{command}: there is no option {name!r}; the nearest is {near!r}, "
+            f"and stcli.config.{kind.__name__} lists all"
+        )
+    config = kind(**options)
+    config.check()
+    return config
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> None:

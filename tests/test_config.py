@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import stcli
 from stcli import config
 from stcli.errors import InputError
 
@@ -64,3 +65,25 @@ def test_options_of_bench(options):
     config.BenchConfig().check()
     with pytest.raises(InputError, match="expected a whole number of at least 1"):
         config.BenchConfig(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("call", "given", "near"),
+    [
+        (stcli.retrieve, "topk", "k"),
+        (stcli.retrieve, "top_k", "k"),
+        (stcli.retrieve, "nprobe", "probes"),
+        (stcli.bench, "samples", "sample"),
+        (stcli.build_index, "n_clusters", "clusters"),
+        (stcli.pack_model, "dtype", "embedding_dtype"),
+        (stcli.update, "Overwrite", "overwrite"),
+    ],
+)
+def test_an_option_that_there_is_not_ends_the_call_in_one_sentence(call, given, near, tmp_path):
+    inputs = ["model", "queries"] if call in (stcli.retrieve, stcli.bench) else ["items"]
+    words = (
+        rf"{call.__name__}: there is no option '{given}'; the nearest is '{near}', and stcli.config.\w+Config lists all"
+    )
+    with pytest.raises(stcli.StcliError, match=words):
+        call(*inputs, tmp_path / "out", **{given: 5})
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stcli.config import BenchConfig, Progress, no_progress
+from stcli.config import BenchConfig, Progress, checked, no_progress
 from stcli.errors import InputError, ThresholdError
 from stcli.events import Stages
 from stcli.filters.exact import Tile, Truth, exact_search
@@ -74,7 +74,8 @@ def bench(
         queries: Parquet file, files, directory or URI.
         output: the directory to create, with `report.json` and `report.html`.
         progress: see `stcli.config.Progress`.
-        options: fields of `stcli.config.BenchConfig`.
+        options: fields of `stcli.config.BenchConfig`, which lists them all with their defaults; `stcli bench -h`
+            tells what each does, under the same name with dashes.
 
     Returns:
         Summary: recall, queries a second, latency, memory, timings in seconds, warnings.
@@ -85,8 +86,7 @@ def bench(
         ExistsError: `output` is there and `overwrite` is not set.
         ThresholdError: recall is below `min_recall`; the report is written.
     """
-    config = BenchConfig(**options)
-    config.check()
+    config = checked(BenchConfig, "bench", options)
     path = Path(output)
     given = [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)]
     atomic.check_output(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stcli import __version__
-from stcli.config import BuildConfig, Progress, no_progress
+from stcli.config import BuildConfig, Progress, checked, no_progress
 from stcli.events import Stages
 from stcli.index.build import Build
 from stcli.index.ingest import check_schema, ingest
@@ -38,7 +38,8 @@ def build_index(
         items: file, files, directory or URI.
         output: the directory to create.
         progress: see `stcli.config.Progress`.
-        options: fields of `stcli.config.BuildConfig`.
+        options: fields of `stcli.config.BuildConfig`, which lists them all with their defaults; `stcli build-index -h`
+            tells what each does, under the same name with dashes.
 
     Returns:
         Summary: counts, sizes, timings in seconds, the fingerprint.
@@ -47,8 +48,7 @@ def build_index(
         InputError: an option, the table or a row cannot be used; nothing was written.
         ExistsError: `output` is there and `overwrite` is not set.
     """
-    config = BuildConfig(**options)
-    config.check()
+    config = checked(BuildConfig, "build_index", options)
     path = Path(output)
     inputs = [items] if isinstance(items, str | Path) else list(items)
     more = [] if config.item_tower is None else [config.item_tower]

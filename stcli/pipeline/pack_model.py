@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from stcli import __version__
-from stcli.config import PackConfig, Progress, no_progress
+from stcli.config import PackConfig, Progress, checked, no_progress
 from stcli.errors import InputError
 from stcli.events import Stages
 from stcli.model.overarch_config import parse_overarch
@@ -60,7 +60,8 @@ def pack_model(
         index: directory made by `build_index`.
         output: the file to create; with `shards`, the directory.
         progress: see `stcli.config.Progress`.
-        options: fields of `stcli.config.PackConfig`.
+        options: fields of `stcli.config.PackConfig`, which lists them all with their defaults; `stcli pack-model -h`
+            tells what each does, under the same name with dashes.
 
     Returns:
         Summary: counts, bytes of each part, timings in seconds, the fingerprint.
@@ -70,8 +71,7 @@ def pack_model(
         FormatError: `index` is no whole index.
         ExistsError: `output` is there and `overwrite` is not set.
     """
-    config = PackConfig(**options)
-    config.check()
+    config = checked(PackConfig, "pack_model", options)
     path = Path(output)
     more = (config.embeddings, config.overarch, config.tower, config.value_model_file)
     inputs = [index, *(source for source in more if source is not None)]

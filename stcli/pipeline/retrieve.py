@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stcli import __version__
-from stcli.config import Progress, RetrieveConfig, no_progress
+from stcli.config import Progress, RetrieveConfig, checked, no_progress
 from stcli.model.device import device_warnings
 from stcli.pipeline.estimate import estimate_retrieve
 from stcli.pipeline.memory import MemoryWatch
@@ -34,7 +34,8 @@ def retrieve(
         queries: Parquet file, files, directory or URI.
         output: the directory to create.
         progress: see `stcli.config.Progress`.
-        options: fields of `stcli.config.RetrieveConfig`.
+        options: fields of `stcli.config.RetrieveConfig`, which lists them all with their defaults; `stcli retrieve -h`
+            tells what each does, under the same name with dashes.
 
     Returns:
         Summary: counts, what ran, timings in seconds, warnings.
@@ -45,8 +46,7 @@ def retrieve(
         ExistsError: `output` is there and `overwrite` is not set.
         ThresholdError: `min_recall` or `max_short_fraction` was missed; the parts stay in OUTPUT.partial.
     """
-    config = RetrieveConfig(**options)
-    config.check()
+    config = checked(RetrieveConfig, "retrieve", options)
     start = time.perf_counter()
     names = (queries,) if isinstance(queries, str | Path) else queries
     job = Job(str(model), tuple(map(str, names)), str(output), config)

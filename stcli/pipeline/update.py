@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stcli import __version__
-from stcli.config import BuildConfig, Progress, UpdateConfig, no_progress
+from stcli.config import BuildConfig, Progress, UpdateConfig, checked, no_progress
 from stcli.errors import FormatError, InputError
 from stcli.model.device import choose_device
 from stcli.pipeline.build_index import build_index
@@ -70,7 +70,8 @@ def update(
         upsert: Parquet table of new or changed items, with the columns that the index was built from.
         delete: Parquet table of ids. An id that is also in `upsert` is not deleted but replaced.
         progress: see `stcli.config.Progress`.
-        options: fields of `stcli.config.UpdateConfig`.
+        options: fields of `stcli.config.UpdateConfig`, which lists them all with their defaults; `stcli update -h`
+            tells what each does, under the same name with dashes.
 
     Returns:
         Summary: counts, shares, sizes, timings in seconds, the fingerprint.
@@ -80,8 +81,7 @@ def update(
         FormatError: `model` is neither artifact nor set, or not whole.
         ExistsError: `output` is there and `overwrite` is not set.
     """
-    config = UpdateConfig(**options)
-    config.check()
+    config = checked(UpdateConfig, "update", options)
     if config.compact and (upsert is not None or delete is not None):
         raise InputError("--compact folds a set as it is; update it first, then compact the new set")
     if not config.compact and upsert is None and delete is None:
