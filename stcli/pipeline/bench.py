@@ -89,9 +89,8 @@ def bench(
     config = checked(BenchConfig, "bench", options)
     path = Path(output)
     given = [str(item) for item in ([queries] if isinstance(queries, str | Path) else queries)]
-    atomic.check_output(
-        path, config.overwrite, inputs=[model, *given, *(name for name in (config.items, config.truth) if name)]
-    )
+    inputs = [model, *given, *(name for name in (config.items, config.truth) if name)]
+    atomic.check_output(path, config.overwrite, makes="a report", inputs=inputs)
     start = time.perf_counter()
     device = choose_device(config.device)
     limit_threads(config.threads)

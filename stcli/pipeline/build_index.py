@@ -52,7 +52,7 @@ def build_index(
     path = Path(output)
     inputs = [items] if isinstance(items, str | Path) else list(items)
     more = [] if config.item_tower is None else [config.item_tower]
-    atomic.check_output(path, config.overwrite, inputs=[*inputs, *more])
+    atomic.check_output(path, config.overwrite, makes="an index", inputs=[*inputs, *more])
     device = choose_device(config.device)
     no_gpu = why_no_gpu(config.device, device)
     limit_threads(config.threads)

@@ -75,7 +75,8 @@ def pack_model(
     path = Path(output)
     more = (config.embeddings, config.overarch, config.tower, config.value_model_file)
     inputs = [index, *(source for source in more if source is not None)]
-    atomic.check_output(path, config.overwrite, directory=config.shards is not None, inputs=inputs)
+    makes = atomic.ARTIFACT if config.shards is None else "an artifact set"
+    atomic.check_output(path, config.overwrite, directory=config.shards is not None, makes=makes, inputs=inputs)
     start = time.perf_counter()
     formulas = given_value_models(config.value_models, config.value_model_file)
     opened = open_index(Path(index))

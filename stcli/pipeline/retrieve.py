@@ -50,9 +50,11 @@ def retrieve(
     start = time.perf_counter()
     names = (queries,) if isinstance(queries, str | Path) else queries
     job = Job(str(model), tuple(map(str, names)), str(output), config)
+    more = (config.exclude_items, config.only_items, config.calibration)
+    inputs = [job.model, *job.queries, *(name for name in more if name is not None)]
+    atomic.check_output(Path(job.output), config.overwrite or config.resume, makes="results", inputs=inputs)
     run = open_run(job, progress)
     if config.dry_run:
-        atomic.check_output(run.output, config.overwrite or config.resume)
         told = {"command": "retrieve", "dry_run": True, "version": __version__, "options": asdict(config)}
         return told | {"device": run.device_names} | estimate_retrieve(job, run)
     with MemoryWatch() as memory:

@@ -88,7 +88,8 @@ def update(
         raise InputError("update changes items: give --upsert, --delete or both, or --compact a set")
     path = Path(output)
     given = [source for source in (model, upsert, delete, config.item_tower) if source is not None]
-    atomic.check_output(path, config.overwrite, directory=not config.compact, inputs=given)
+    makes = atomic.ARTIFACT if config.compact else "an artifact set"
+    atomic.check_output(path, config.overwrite, directory=not config.compact, makes=makes, inputs=given)
     choose_device(config.device)  # a wrong name is found before anything is read
     limit_arrow(config.memory_limit)
     start = time.perf_counter()

@@ -11,22 +11,33 @@ from pathlib import Path
 
 from stcli.errors import ExistsError, InputError, RunError
 
-OURS = ("manifest.json", "set.json", "_manifest.json", "report.json")
-"""A directory that an output may replace holds one of these, or nothing."""
+OURS = {
+    "manifest.json": "an index",
+    "set.json": "an artifact set",
+    "_manifest.json": "results",
+    "report.json": "a report",
+}
+"""What a directory of ours is, by the file that tells it."""
+
+ARTIFACT = "an artifact"
+"""What a file of ours is."""
 
 
-def check_output(path: Path, overwrite: bool, *, directory: bool = True, inputs: Iterable[str | Path] = ()) -> None:
+def check_output(
+    path: Path, overwrite: bool, *, directory: bool = True, makes: str | None = None, inputs: Iterable[str | Path] = ()
+) -> None:
     """Refuse, before any work, an output that exists, whose folder does not, or that must not be replaced.
 
     Args:
         path: the output.
-        overwrite: replace it if it is there.
+        overwrite: replace it if it is there, and of the same kind.
         directory: the output is a directory, not a file.
+        makes: one of the kinds in `OURS`, or `ARTIFACT`; None for whatever is there.
         inputs: what is read; an output may neither be one of them nor hold one.
 
     Raises:
         ExistsError: it is there and `overwrite` is False.
-        InputError: its folder is missing, or it is not an output of ours.
+        InputError: its folder is missing, or it is not an output of ours, or of another kind.
     """
     if not path.absolute().parent.is_dir():
         raise InputError(f"{path}: its folder {path.absolute().parent} does not exist; create it first")
@@ -41,8 +52,22 @@ def check_output(path: Path, overwrite: bool, *, directory: bool = True, inputs:
     if path.is_dir() != directory:
         there, wanted = ("directory", "file") if path.is_dir() else ("file", "directory")
         raise InputError(f"{path}: is a {there}, and the output is a {wanted}; choose another -o")
-    if path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
+    if not directory:
+        if makes == ARTIFACT and not _may_be_artifact(path):
+            raise InputError(f"{path}: is no artifact; remove it yourself or choose another -o")
+        return
+    found = [what for name, what in OURS.items() if (path / name).exists()]
+    if any(path.iterdir()) and not found:
         raise InputError(f"{path}: is a directory that stcli did not make; remove it yourself or choose another -o")
+    if found and makes not in (None, *found):
+        raise InputError(f"{path}: holds {found[0]}, and the output is {makes}; choose another -o")
+
+
+def _may_be_artifact(path: Path) -> bool:
+    """Whether a file is empty or begins as safetensors do: eight bytes of a length, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return not start or start[8:] == b"{"
 
 
 def partial_path(path: Path) -> Path:

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -68,6 +68,8 @@ def on_any_filesystem(*inputs: str) -> Callable[[Callable[P, dict[str, Any]]], C
         def run(*args: P.args, **options: P.kwargs) -> dict[str, Any]:
             bound = signature.bind(*args, **options)
             given = bound.arguments
+            if is_remote(given.get("output", "")):
+                _check_apart(str(given["output"]), {**given, "output": None})
             for name in inputs:
                 given[name] = local_copy(str(given[name])) if is_remote(given[name]) else local_path(given[name])
             if "output" not in given:
@@ -152,6 +154,7 @@ def remote_output(uri: str, overwrite: bool, resume: bool) -> Iterator[Path]:
     base = target.rsplit("/", 1)[0]
     made = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if there:
+        _check_kind(filesystem, target, uri, path)
         remove_remote(filesystem, target)
     for path in sorted(made, key=lambda path: path.name in atomic.OURS):
         name = f"{base}/{path.relative_to(folder).as_posix()}"
@@ -161,6 +164,24 @@ def remote_output(uri: str, overwrite: bool, resume: bool) -> Iterator[Path]:
     atomic.remove(folder)
     if missed is not None:
         raise missed
+
+
+def _check_apart(output: str, given: object) -> None:
+    """Refuse an output that is an input, or holds one: a text among what a command was given."""
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if isinstance(given, list | tuple):
+        for value in given:
+            _check_apart(output, value)
+    elif f"{given}/".startswith(f"{output.rstrip('/')}/"):
+        raise InputError(f"{output}: would remove the input {given}; choose another -o")
+
+
+def _check_kind(filesystem: pafs.FileSystem, target: str, uri: str, made: Path) -> None:
+    """Refuse to replace something else than was made."""
+    for name, what in atomic.OURS.items():
+        if (made / name).exists() and filesystem.get_file_info(f"{target}/{name}").type != pafs.FileType.File:
+            raise InputError(f"{uri}: is not {what}, and is kept; the output lies in {made}, copy it to another place")
 
 
 def remove_remote(filesystem: pafs.FileSystem, target: str) -> None:

@@ -23,6 +23,10 @@ from tests.oracles_index import read_index
 PACKED = {"embedding_values", "embedding_exponents", "errors", "norms"}
 
 
+OLD = (2).to_bytes(8, "little") + b"{}"
+"""What may be an artifact."""
+
+
 def build(folder, columns, name="items.index", **options):
     stcli.build_index(write_items(folder / "items.parquet", columns), folder / name, **{**OPTIONS, **options})
     return folder / name
@@ -367,7 +371,7 @@ def test_an_artifact_that_is_cut_or_edited(tmp_path, index):
 # ---- stopped half-way ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("old", [None, OLD], ids=["new", "old"])
 @pytest.mark.parametrize(
     ("error", "seen"),
     [(OSError(errno.ENOSPC, "No space left on device"), RunError), (KeyboardInterrupt(), KeyboardInterrupt)],
@@ -404,7 +408,7 @@ def test_a_full_disk_at_the_second_embeddings(tmp_path, index, monkeypatch):
 
 
 def test_overwrite_replaces_the_old(tmp_path, index):
-    (tmp_path / "m").write_text("old")
+    (tmp_path / "m").write_bytes(OLD)
     stcli.pack_model(index, tmp_path / "m", overwrite=True)
     stcli.open_artifact(tmp_path / "m", verify=True)
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

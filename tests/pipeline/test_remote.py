@@ -99,6 +99,18 @@ def test_retrieve_from_and_to_the_store(packed, tiny, tmp_path, cache):
     assert list((cache / "outputs").iterdir()) == []
 
 
+def test_what_was_given_or_is_something_else_is_not_replaced(packed, tiny, cache):
+    before = names(packed, "shop/made")
+    given = ("s3://shop/made/model.safetensors", f"s3://shop/in/{tiny.queries.name}")
+    with pytest.raises(InputError, match=r"s3://shop/made: would remove the input s3://shop/made/model\.safetensors"):
+        stcli.retrieve(*given, "s3://shop/made", overwrite=True, **FILTERED)
+    with pytest.raises(
+        InputError, match=r"s3://shop/made/items\.index: is not results, and is kept; the output lies in"
+    ):
+        stcli.retrieve(*given, "s3://shop/made/items.index", overwrite=True, **FILTERED)
+    assert names(packed, "shop/made") == before
+
+
 def test_a_set_on_the_store(packed, tiny, tmp_path):
     """Made, updated and searched there: the rows are those of the same set on disk."""
     pq.write_table(pq.read_table(tiny.items).slice(0, 40), tmp_path / "new.parquet")

@@ -215,3 +215,28 @@ def test_an_output_that_is_there(tiny, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     with pytest.raises(FormatError, match=r"--bad-rows|expected|no whole"):
         stcli.retrieve(out, tiny.queries, tmp_path / "x")
+
+
+@pytest.mark.parametrize("how", [{"overwrite": True}, {"overwrite": True, "dry_run": True}, {"resume": True}], ids=str)
+def test_an_input_or_something_else_is_not_replaced(tiny, tmp_path, how):
+    """Not even where the artifact or the queries are a directory, which an output is too."""
+    stcli.pack_model(tiny.index, tmp_path / "shards", shards=1)
+    (tmp_path / "queries").mkdir()
+    queries = write_queries(tmp_path / "queries" / "q.parquet", tiny.vectors[:40], filter=pa.nulls(40, pa.string()))
+    (tmp_path / "only.txt").write_text("item0\n")
+    stcli.build_index(tiny.items, tmp_path / "index", feature_columns=["color"])
+
+    def there() -> dict[Path, bytes]:
+        return {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    before = there()
+    for output, words in (
+        ("shards", "would remove the input"),
+        ("queries", "would remove the input"),
+        ("index", "holds an index, and the output is results"),
+        ("only.txt", "would remove the input"),
+    ):
+        options = {"only_items": str(tmp_path / "only.txt"), **how}
+        with pytest.raises(InputError, match=words):
+            stcli.retrieve(tmp_path / "shards", queries, tmp_path / output, **options, **FILTERED)
+    assert there() == before

@@ -161,6 +161,26 @@ def test_an_input_is_never_the_output(tmp_path, monkeypatch):
     atomic.check_output(tmp_path / "items", True, inputs=["other", "s3://bucket/items"])
 
 
+def test_only_an_output_of_the_same_kind_is_replaced(tmp_path):
+    for marker, what in atomic.OURS.items():
+        there = tmp_path / marker.split(".")[0]
+        there.mkdir()
+        (there / marker).touch()
+        for other in atomic.OURS.values():
+            if other == what:
+                atomic.check_output(there, True, makes=other)
+                continue
+            with pytest.raises(InputError, match=f"holds {what}, and the output is {other}; choose another -o"):
+                atomic.check_output(there, True, makes=other)
+    for text, is_ours in ((b"PAR1 and more", False), (b"", True), (b"\x10" + bytes(7) + b"{", True)):
+        (tmp_path / "file").write_bytes(text)
+        if is_ours:
+            atomic.check_output(tmp_path / "file", True, directory=False, makes=atomic.ARTIFACT)
+            continue
+        with pytest.raises(InputError, match="file: is no artifact; remove it yourself or choose another -o"):
+            atomic.check_output(tmp_path / "file", True, directory=False, makes=atomic.ARTIFACT)
+
+
 # ---- small pieces -----------------------------------------------------------------------------------------------
 
 
