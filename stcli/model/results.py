@@ -13,7 +13,7 @@ import torch
 from stcli.model.lookup import Ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """The results of B queries, best first; equal scores by item id.
 
@@ -53,6 +53,11 @@ class Results:
 
     def __len__(self) -> int:
         return len(self.counts)
+
+    def __repr__(self) -> str:
+        """How much there is, as the tensors may have millions of numbers."""
+        tasks = f", tasks={list(self.tasks)}" if self.tasks else ""
+        return f"<Results of {len(self):,} queries, up to {self.rows.shape[1]:,} items each{tasks}; item_ids, scores>"
 
     @cached_property
     def item_ids(self) -> list[Any]:

@@ -81,6 +81,13 @@ def same(left: Results, right: Results) -> bool:
     return torch.equal(left.rows, right.rows) and torch.equal(left.score_matrix, right.score_matrix)
 
 
+def test_results_are_told_in_one_line(tiny):
+    model, line = stcli.open_artifact(tiny.model), "<Results of {} queries, up to 5 items each{}; item_ids, scores>"
+    assert repr(model(tiny.vectors[:3], None, 5)) == line.format(3, "")
+    both = model({"like": tiny.vectors[:2], "buy": tiny.vectors[:2]}, None, 5)
+    assert repr(both) == line.format(2, ", tasks=['like', 'buy']")
+
+
 def test_the_shared_corpus(tiny):
     model = stcli.open_artifact(tiny.model)
     everything = Corpus(tiny.model, model, [row["item_id"] for row in tiny.item_rows],
