@@ -40,10 +40,10 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
         filter: its text.
 
     Returns:
-        The canonical text, the row program, the rows it reads, whether it is exact, how many items the bit matrix
-        admits, how many are eligible and how many of these it lost (the paper's form loses some under NOT), the
-        measured share of ineligible items that it admits, and each literal that is no value of its feature with the
-        value nearest to it.
+        The canonical text, the row program and the rows it reads (after an update as a mapping, for the `main` part and
+        the `fresh` one), whether it is exact, how candidates are verified, how many items the bit matrix admits, how
+        many are eligible and how many of these it lost (the paper's form loses some under NOT), the measured share of
+        ineligible items that it admits, and each literal that is no value of its feature with the value nearest to it.
 
     Raises:
         FilterError: it does not parse or names something unknown.
@@ -52,10 +52,16 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
     opened = open_artifact(model)
     for part in opened.artifacts:
         check_all(part.manifest, part.arrays, str(part.path))
+    # Shards have one vocabulary, and so one plan; fresh items have another.
+    fresh = [segment for segment in opened.segments if segment.planner is not opened.planner]
+    named = dict(zip(("main", "fresh"), (opened.segments[0], *fresh), strict=False))
     tree = parse(filter)
-    plan = opened.planner.plan(filter)
-    if tree is None or plan is None:
+    plans = {name: plan for name, part in named.items() if (plan := part.planner.plan(filter)) is not None}
+    if tree is None or not plans:
         raise InputError("--filter: is empty; expected a condition such as  category = 'book'")
+    shown = {name: show_rows(plan.rows, named[name]) for name, plan in plans.items()}
+    read = {name: rows_read(plan, named[name]) for name, plan in plans.items()}
+    exact = all(plan.exact for plan in plans.values())
     filters = GivenFilters(opened.planner, [filter])
     ((_, batch),) = opened.batches(filters, 0, 1)
     parts = zip(opened.segments, opened.admit(batch), strict=True)
@@ -64,14 +70,21 @@ def explain(model: str | Path, filter: str) -> dict[str, Any]:
     return {
         "command": "explain",
         "filter": to_text(tree),
-        "plan": show_rows(plan.rows, opened),
-        "rows_read": rows_read(plan, opened),
-        "exact": plan.exact,
-        "verified": not plan.exact and not opened.manifest["filter"]["paper"],
+        "plan": shown if fresh else shown["main"],
+        "rows_read": read if fresh else read["main"],
+        "exact": exact,
+        "verification": verification(exact, opened.manifest["filter"]["paper"]),
         "items": {"all": opened.num_items, "admitted": admitted, "eligible": eligible, "lost": eligible - both},
         "false_positives": (admitted - both) / ineligible if ineligible else 0.0,
         "unknown_values": unknown_values(opened, filter),
     }
+
+
+def verification(exact: bool, paper: bool) -> str:
+    """What `retrieve` does by default about admitted items that are not eligible."""
+    if exact:
+        return "not needed, the plan is exact"
+    return "none, as in the paper's form" if paper else "candidates are checked by their exact terms"
 
 
 def unknown_values(model: Retriever, filter: str) -> dict[str, str]:
@@ -106,33 +119,33 @@ def count_items(segment: Segment, part: Admitted, filter: str) -> tuple[int, int
     return int(admitted.sum()), int(eligible.sum()), int((admitted & eligible).sum())
 
 
-def rows_read(plan: FilterPlan, model: Retriever) -> int:
+def rows_read(plan: FilterPlan, segment: Segment) -> int:
     """Rows of the bit matrix that the program reads, each distinct leaf once."""
     program = row_program([plan])
-    sizes = {LEAF_OWN: 1, LEAF_BLOOM: int(model.manifest["filter"]["num_hashes"])}
+    sizes = {LEAF_OWN: 1, LEAF_BLOOM: int(segment.manifest["filter"]["num_hashes"])}
     leaves = program.leaves[torch.unique(program.ops[program.ops >= 0]).long()]
     return sum(sizes.get(kind, bits if kind in (LEAF_LESS, LEAF_EQUAL) else 0) for kind, _, bits, _ in leaves.tolist())
 
 
-def show_rows(expression: Rows, model: Retriever) -> str:
+def show_rows(expression: Rows, segment: Segment) -> str:
     """A row expression for people, with the names of features and values."""
     if expression[0] == "leaf":
-        return _show_leaf(expression[1:], model)
+        return _show_leaf(expression[1:], segment)
     if expression[0] == "not":
-        return f"NOT {show_rows(expression[1], model)}"
-    parts = [show_rows(part, model) for part in expression[1 : LEAVES_SHOWN + 1]]
+        return f"NOT {show_rows(expression[1], segment)}"
+    parts = [show_rows(part, segment) for part in expression[1 : LEAVES_SHOWN + 1]]
     parts += [f"... {len(expression) - 1 - LEAVES_SHOWN} more"] if len(expression) - 1 > LEAVES_SHOWN else []
     return "(" + f" {expression[0].upper()} ".join(parts) + ")"
 
 
-def _show_leaf(leaf: tuple[int, int, int, int], model: Retriever) -> str:
+def _show_leaf(leaf: tuple[int, int, int, int], segment: Segment) -> str:
     kind, first, _, code = leaf
     if kind in (LEAF_ALL, LEAF_NONE):
         return "everything" if kind == LEAF_ALL else "nothing"
     if kind == LEAF_BLOOM:
-        return f"bloom[{model.planner.vocabulary.describe(first)}]"
-    layout = model.planner.layout
-    for feature in model.planner.vocabulary.features:
+        return f"bloom[{segment.planner.vocabulary.describe(first)}]"
+    layout = segment.planner.layout
+    for feature in segment.planner.vocabulary.features:
         place = layout.features[feature.name]
         if kind == LEAF_OWN and place.presence_row == first:
             return f"row[{feature.name} has a value]"
@@ -144,4 +157,4 @@ def _show_leaf(leaf: tuple[int, int, int, int], model: Retriever) -> str:
             sign = "=" if kind == LEAF_EQUAL else "<" if code <= feature.num_terms else "<="
             return f"slices[{side}{feature.name} {sign} {value!r}]"
     term = int(torch.nonzero(layout.plan.own_row == first)[0])
-    return f"row[{model.planner.vocabulary.describe(term)}]"
+    return f"row[{segment.planner.vocabulary.describe(term)}]"

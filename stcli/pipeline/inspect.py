@@ -108,7 +108,7 @@ def _set(path: str | Path, verify: bool) -> dict[str, Any]:
         },
         "bytes": files | {"total": sum(files.values())},
         "drift": {**shares(manifest), **(manifest.get("drift") or {})},
-        "features": {feature["name"]: _feature(feature) for feature in first["filter"]["features"]},
+        "features": _features(opened),
         "options": {key: first[key] for key in ("metric", "scale", "ids", "embedding_version", "embedding_dtype")},
         "origin": {
             "format_version": ".".join(map(str, manifest["version"])),
@@ -118,6 +118,18 @@ def _set(path: str | Path, verify: bool) -> dict[str, Any]:
         "fingerprint": manifest["fingerprint"],
     }
     return told | ({"verified": _verify_set(opened)} if verify else {})
+
+
+def _features(opened: ArtifactSet) -> dict[str, str]:
+    """The features of a set; fresh items have values of their own."""
+    described = opened.shards[0].manifest["filter"]["features"]
+    if opened.fresh is None:
+        return {feature["name"]: _feature(feature) for feature in described}
+    new = {feature["name"]: feature["num_terms"] for feature in opened.fresh.manifest["filter"]["features"]}
+    return {
+        feature["name"]: _feature(feature, f" in the main part and {new.get(feature['name'], 0):,} in the fresh one")
+        for feature in described
+    }
 
 
 def _verify_set(opened: ArtifactSet) -> list[str]:
@@ -157,9 +169,9 @@ def _packed(manifest: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _feature(feature: Mapping[str, Any]) -> str:
+def _feature(feature: Mapping[str, Any], where: str = "") -> str:
     several = ", several an item" if feature["multi"] else ""
-    return f"{feature['kind']}, {feature['num_terms']:,} values{several}"
+    return f"{feature['kind']}, {feature['num_terms']:,} values{where}{several}"
 
 
 def _results(path: str | Path, verify: bool) -> dict[str, Any]:

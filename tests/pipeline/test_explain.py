@@ -30,7 +30,8 @@ def test_counts_are_those_of_the_items(tiny, text, holds):
     assert told["items"] == {"all": len(tiny.item_rows), "admitted": admitted, "eligible": eligible, "lost": 0}
     assert admitted == eligible if told["exact"] else admitted >= eligible
     assert told["false_positives"] == (admitted - eligible) / (len(tiny.item_rows) - eligible)
-    assert told["verified"] is not told["exact"]
+    exact, checked = "not needed, the plan is exact", "candidates are checked by their exact terms"
+    assert told["verification"] == (exact if told["exact"] else checked)
 
 
 def test_not_in_the_papers_form_loses_items_and_is_not_verified(tiny, tmp_path):
@@ -41,7 +42,7 @@ def test_not_in_the_papers_form_loses_items_and_is_not_verified(tiny, tmp_path):
     falsely = terms["items"]["admitted"] - terms["items"]["eligible"]
     assert falsely == told["items"]["lost"] > 0
     assert (terms["false_positives"] > 0, told["false_positives"]) == (True, 0)
-    assert (told["exact"], told["verified"]) == (False, False)
+    assert (told["exact"], told["verification"]) == (False, "none, as in the paper's form")
 
 
 def test_the_plan_names_features_and_values(tiny):

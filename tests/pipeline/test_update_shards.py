@@ -154,3 +154,17 @@ def test_a_value_of_fresh_items_alone_is_known(updated, tmp_path):
     ]
     assert stcli.explain(updated.path, texts[0])["unknown_values"] == {}
     assert len(stcli.explain(updated.path, "tags IN ('n001', 'x', 'y')")["unknown_values"]) == 2
+
+
+def test_explain_and_inspect_tell_of_which_part_they_speak(updated):
+    told = stcli.explain(updated.path, "tags = 'n001'")
+    assert told["items"]["eligible"] > 0
+    assert told["plan"]["main"] == "nothing"
+    assert "tags" in told["plan"]["fresh"]
+    assert told["rows_read"]["main"] == 0 < told["rows_read"]["fresh"]
+    main = open_set(updated.path).shards[0].manifest["filter"]["features"]
+    tags = next(feature["num_terms"] for feature in main if feature["name"] == "tags")
+    known = pq.read_table(updated.path.parent / "new.parquet", columns=["tags"])["tags"].to_pylist()
+    fresh = len({tag for line in known for tag in line or ()})
+    line = f"string, {tags:,} values in the main part and {fresh:,} in the fresh one, several an item"
+    assert stcli.inspect(updated.path)["features"]["tags"] == line
