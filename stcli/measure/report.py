@@ -12,7 +12,7 @@ from stcli.measure import page, plots, report_against, show
 from stcli.measure.measurements import GIVEN
 from stcli.measure.metrics import TWO_SIDED_95
 from stcli.measure.record import headline_latency
-from stcli.measure.verdict import BUSY_CORES
+from stcli.measure.verdict import BUSY_CORES, reaches, show_short
 from stcli.storage.atomic import write_text
 from stcli.storage.manifest import REPORT, check_sealed, read_json, sealed
 
@@ -157,7 +157,7 @@ def _settings(report: Mapping[str, Any]) -> str:
         f"recall@{report['k']}",
         "95 % interval",
         "worst tenth",
-        "queries/s",
+        "queries/s, median run",
         "range",
         "items scored",
         "ineligible",
@@ -228,8 +228,12 @@ def _latency(report: Mapping[str, Any], drawn: bool) -> str:
         ]
         for line in report["latency"]
     ]
-    table = page.table(["queries in a batch", "p50 ms", "p95 ms", "p99 ms", "queries/s", "batches"], lines)
-    return (plots.throughput_by_batch(report) if drawn else "") + table
+    table = page.table(["queries in a batch", "p50 ms", "p95 ms", "p99 ms", "queries/s, all batches", "batches"], lines)
+    note = (
+        "The planned setting alone, one batch after another. Queries a second are those of all batches together, slow "
+        "ones included; the headline and the settings above tell the median of runs over the whole sample."
+    )
+    return (plots.throughput_by_batch(report) if drawn else "") + table + page.paragraph(note)
 
 
 def _stages(report: Mapping[str, Any]) -> str:
@@ -340,7 +344,10 @@ def _probes(number: int, clusters: int) -> str:
 
 
 def _commands(report: Mapping[str, Any]) -> str:
-    advice = report["recommended"]
+    advice, planned, target = report["recommended"], report["runs"][0], report["options"]["target_recall"]
+    short = show_short(planned, target)
+    told = "reaches" if reaches(planned, target) else "does not reach"
+    told = f"The planned setting {told} the target" + (f"; below it in band {short}." if short else ".")
     words = (
         f"Fastest setting that reaches the target in every band ({advice['setting']}):"
         if advice["reaches_target"]
@@ -351,4 +358,5 @@ def _commands(report: Mapping[str, Any]) -> str:
         + page.code(report["command"])
         + page.paragraph(words)
         + page.code(advice["command"])
+        + (page.paragraph(told) if short or advice["setting"] != planned["name"] else "")
     )

@@ -11,6 +11,7 @@ import stcli
 from stcli.errors import ExistsError, FormatError, InputError, ThresholdError
 from stcli.measure.advice import command_line, recommend
 from stcli.measure.report import read_report, render
+from stcli.measure.verdict import reaches, show_short
 from stcli.pipeline import bench as module
 from tests.conftest import NUM_ITEMS, NUM_QUERIES, lists
 from tests.pipeline.bench_cases import OPTIONS, _quick, careless, failed, made, opening, read_page, run  # noqa: F401
@@ -235,7 +236,10 @@ def test_recommended_setting():
             "kind": kind,
             "probes": 8,
             "recall": {"mean": mean},
-            "bands": [{"mean": band}, {"mean": None}],
+            "bands": [
+                {"band": "no filter", "queries": 90, "mean": band, "high": band + 0.01},
+                {"band": "> 10 %", "queries": 0, "mean": None, "high": None},
+            ],
             "queries_per_s": {"median": speed},
         }
 
@@ -248,6 +252,13 @@ def test_recommended_setting():
     assert recommend(runs, "m", ["q"], BenchConfig(target_recall=0.99))["command"].endswith("--exact")
     assert recommend(runs, "m", ["q"], BenchConfig(target_recall=0.75))["command"].endswith("--probes 8")
     assert not recommend(runs[1:2], "m", ["q"], BenchConfig())["reaches_target"]
+    noisy = [line("planned", "planned", 0.97, 0.949, 50), line("8", "probes", 0.97, 0.949, 90), runs[2]]
+    assert (reaches(noisy[0], 0.95), recommend(noisy, "m", ["q"], BenchConfig())["setting"]) == (True, "planned")
+    assert show_short(noisy[0], 0.95) == "no filter (0.9490, within the noise of 90 queries)"
+    low = [line("planned", "planned", 0.97, 0.93, 50), *noisy[1:]]
+    assert (reaches(low[0], 0.95), recommend(low, "m", ["q"], BenchConfig())["setting"]) == (False, "exact")
+    assert show_short(low[0], 0.95) == "no filter (0.9300)"
+    assert show_short(runs[0], 0.95) == ""
 
 
 @pytest.mark.parametrize(
