@@ -11,6 +11,9 @@ from stcli.errors import InputError
 from stcli.measure.report import read_report
 from stcli.measure.verdict import BUSY_CORES
 
+SETTINGS = ("filter_column", "sample", "seed", "target_recall", "batch_size", "items", "truth")
+"""Options of a report that decide, beside k, what was measured."""
+
 SAME, LESS, MORE = "within noise", "down", "up"
 
 
@@ -89,19 +92,29 @@ def _plain(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, Any]:
     return {name: {"before": old[name], "after": new[name]} for name in old if name in new and old[name] != new[name]}
 
 
+def _settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """One line with the options that the two were measured with, where they differ; nothing if they are the same."""
+    sides = [("--k", first["k"], second["k"])]
+    sides += [(f"--{name.replace('_', '-')}", first["options"][name], second["options"][name]) for name in SETTINGS]
+    named = [f"{name} ({_or_none(old)} and {_or_none(new)})" for name, old, new in sides if old != new]
+    return [f"the settings differ, so the numbers may not compare: {', '.join(named)}"] if named else []
+
+
+def _or_none(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
 def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """What else differs, and so may explain a change or forbid the comparison."""
     sides: Sequence[tuple[str, Any, Any]] = [
         ("artifact", first["artifact"]["fingerprint"][:12], second["artifact"]["fingerprint"][:12]),
         ("query table", first["queries"]["files"], second["queries"]["files"]),
-        ("k", first["k"], second["k"]),
         ("truth", first["truth"]["over"], second["truth"]["over"]),
         ("processor", first["machine"]["cpu"], second["machine"]["cpu"]),
         ("threads", first["machine"]["threads"], second["machine"]["threads"]),
         ("device", first["machine"]["device"], second["machine"]["device"]),
-        ("batch size", first["batch_size"], second["batch_size"]),
     ]
-    told = []
+    told = _settings(first, second)
     for name, old, new in sides:
         if old != new:
             told.append(f"{name} differs" + (f": {old} and {new}" if isinstance(old, str | int) else ""))

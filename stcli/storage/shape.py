@@ -118,7 +118,11 @@ RESULTS_SHAPE: Shape = {
 }  # fmt: skip
 
 REPORT_SHAPE: Shape = {
-    "tool_version": TEXT, "date": TEXT, "command": TEXT, "k": SOME, "batch_size": SOME,
+    "tool_version": TEXT, "date": TEXT, "command": TEXT, "k": SOME,
+    "options": {
+        "filter_column": Maybe(TEXT), "sample": SOME, "seed": COUNT, "target_recall": NUMBER, "batch_size": Maybe(SOME),
+        "items": Maybe(TEXT), "truth": Maybe(TEXT),
+    },
     "artifact": {"fingerprint": TEXT}, "queries": {"sampled": COUNT, "files": [ANY]}, "truth": {"over": TEXT},
     "machine": {"cpu": TEXT, "device": TEXT, "threads": COUNT}, "load": {"other_cores": Maybe(NUMBER)},
     "runs": [

@@ -64,6 +64,19 @@ def test_a_report_against_itself(report):
     assert not [text for text in told["warnings"] if "differs" in text]
 
 
+def test_what_was_measured_otherwise_is_named_in_one_line(report, tmp_path):
+    def otherwise(body):
+        body["options"] |= {"filter_column": None, "sample": 50, "target_recall": 0.9, "items": "items.parquet"}
+        body["queries"]["files"] = []
+
+    told = stcli.compare(report, edited(report, tmp_path / "unfiltered", otherwise))
+    assert [text for text in told["warnings"] if "differ" in text] == [
+        "the settings differ, so the numbers may not compare: --filter-column (filter and none), --sample (60 and 50), "
+        "--target-recall (0.95 and 0.9), --items (none and items.parquet)",
+        "query table differs",
+    ]
+
+
 def test_thresholds_of_reports(report, tmp_path):
     def slower(body):
         speeds = body["runs"][0]["queries_per_s"]
@@ -75,7 +88,7 @@ def test_thresholds_of_reports(report, tmp_path):
     other = edited(report, tmp_path / "slow", slower)
     told = stcli.compare(report, other)
     assert told["queries_per_s"]["planned"]["change"] == told["recall"]["planned"]["change"] == LESS
-    assert "k differs: 10 and 11" in told["warnings"]
+    assert "the settings differ, so the numbers may not compare: --k (10 and 11)" in told["warnings"]
     assert any("processor differs" in text for text in told["warnings"])
     with pytest.raises(ThresholdError, match=r"throughput is down by 99\.9%, beyond --max-slowdown 0\.1") as caught:
         stcli.compare(report, other, max_slowdown=0.1)
