@@ -13,9 +13,11 @@ import numpy as np
 from stcli import __version__
 from stcli.filters.exact import Truth
 from stcli.filters.source import GivenFilters
+from stcli.measure import show
 from stcli.measure.ceilings import shares, stage_work
 from stcli.measure.clock import PLANNING
 from stcli.measure.machine import describe_machine, versions
+from stcli.measure.matched import EXACT
 from stcli.measure.measurements import GIVEN, Arm, Measurements, asked_of
 from stcli.measure.metrics import (
     Quality,
@@ -193,6 +195,7 @@ def summarize(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
         },
         "recall": {run["name"]: run["recall"]["mean"] for run in report["runs"]},
         "queries_per_s": {run["name"]: round(run["queries_per_s"]["median"], 1) for run in report["runs"]},
+        "against": _against(report["against"]),
         "latency_ms": {f"{name} of batches of {batch['batch_size']}": value for name, value in batch["ms"].items()},
         "memory_bytes": report["memory_bytes"],
         "fingerprint": report["fingerprint"],
@@ -201,6 +204,27 @@ def summarize(report: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "warnings": failed,
         "outputs": {"report": str(path), "page": str(path / "report.html")},
     }
+
+
+def _against(against: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A line for each contender in each table of `matched`, and for each that was not measured."""
+    if against is None:
+        return None
+    told: dict[str, Any] = {}
+    for workload in against["workloads"]:
+        for table in workload["matched"]:
+            reach = "exact" if table["target"] == EXACT else f"recall {table['target']:g}, {table['criterion']}"
+            for line in table["lines"]:
+                told[f"{line['name']}, {workload['name']}, {reach}"] = _contender(line)
+    told |= {f"{entry['name']}, not measured": entry["reason"] for entry in against["left_out"]}
+    return told
+
+
+def _contender(line: Mapping[str, Any]) -> str:
+    if line["setting"] is None:
+        return "never reached"
+    ratio = "" if line["ratio"] is None else f", stcli is {line['ratio']['median']:.2f} times as fast"
+    return f"{show.number(line['queries_per_s'])} queries/s, recall {line['recall']:.4f}{ratio}"
 
 
 def headline_latency(report: Mapping[str, Any]) -> Mapping[str, Any]:

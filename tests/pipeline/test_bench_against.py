@@ -1,10 +1,14 @@
 """`bench --against`: others measured beside."""
 
+import re
+
 import pytest
 
 import stcli
+from stcli.cli.output import rows_of
 from stcli.errors import InputError
 from stcli.measure import against, trials
+from stcli.measure.record import summarize
 from stcli.measure.report import read_report
 from tests.pipeline.bench_cases import OPTIONS, QUICK, _quick, careless, failed, made, opening, read_page, run  # noqa: F401
 
@@ -66,6 +70,23 @@ def test_who_could_not_take_part_is_named(contest):
     assert "Not measured: faiss: faiss is not installed; get it" in page.text
     assert "Against others, with filters" in page.text
     assert "At recall@10 of 0.95, every band" in page.text
+
+
+def test_the_summary_has_a_line_for_each_at_each_recall(contest):
+    report, output = contest
+    told = {name: text for _, name, text in rows_of(summarize(report, output))}
+    line = report["against"]["workloads"][1]["matched"][-1]["lines"][1]
+    assert line["name"] == "torch"
+    found = re.fullmatch(
+        r"([\d,.]+) queries/s, recall (\S+), stcli is (\S+) times as fast", told["torch, without filters, exact"]
+    )
+    assert float(found[1].replace(",", "")) == pytest.approx(line["queries_per_s"], rel=0.01)
+    assert (float(found[2]), float(found[3])) == pytest.approx((line["recall"], line["ratio"]["median"]), abs=0.005)
+    ours = told["stcli, with filters, recall 0.95, every band"]
+    assert "queries/s, recall" in ours
+    assert "times as fast" not in ours
+    assert told["faiss, not measured"] == "faiss is not installed; get it"
+    assert told["against"] == f"{report['timings_s']['against']:,.2f} s"  # of all the time
 
 
 def test_against_needs_packed_embeddings(tiny, tmp_path):
