@@ -102,12 +102,27 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if not isinstance(value, Mapping) or "before" in value:
             rows.append((group, "", show(key, value, key)))
             continue
-        for name, item in value.items():
+        for name, item in (_by_band(value) if key == "calibration" else value).items():
             if item is not None and name not in HIDDEN.get(key, ()):
                 shown = name if key in NAMED_BY_DATA else name.replace("_", " ")
                 rows.append((group, shown, show(name, item, key)))
                 group = ""
     return rows
+
+
+def _by_band(calibration: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists of a calibration, which have an entry for each band of the pass rate, as a line for each band."""
+    from stcli.model.planner import BANDS
+
+    told: dict[str, Any] = {name: item for name, item in calibration.items() if not isinstance(item, list)}
+    for band, name in enumerate(BANDS):
+        queries, probes, recall, least = (
+            show(key, calibration[key][band], "") for key in ("queries", "probes", "recall", "lower_bound")
+        )
+        told[name] = f"{queries} queries, {probes} probes"
+        if calibration["recall"][band] is not None:
+            told[name] += f", recall {recall} ({least} or more)"
+    return told
 
 
 def show(name: str, value: Any, group: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from stcli.errors import FormatError
 from stcli.measure.report import PAGE, read_report
+from stcli.model.planner import Calibration
 from stcli.pipeline.invariants import check_arrays, check_results
 from stcli.pipeline.pack_tower import tower_summary
 from stcli.pipeline.place import on_a_gpu
@@ -19,7 +20,7 @@ from stcli.storage.index_dir import open_index
 from stcli.storage.kinds import PARQUET, kind_of
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
 from stcli.storage.parquet import open_table
-from stcli.storage.results import RUN, open_results
+from stcli.storage.results import MANIFEST, RUN, open_results
 from stcli.storage.shape import TEXT, check_shape
 from stcli.storage.sizes import bytes_by_group, overarch_summary
 
@@ -179,7 +180,7 @@ def _results(path: str | Path, verify: bool) -> dict[str, Any]:
     manifest = open_results(folder)
     parts = [folder / part["name"] for part in manifest["parts"]]
     identity = dict(manifest["identity"])
-    artifact, queries = identity.pop("artifact"), identity.pop("queries")
+    artifact, queries, found = identity.pop("artifact"), identity.pop("queries"), manifest["calibration"]
     run = read_json(folder / RUN, "results directory") if (folder / RUN).exists() else {}
     check_shape(run, {"finished?": TEXT}, folder / RUN)
     told: dict[str, Any] = {
@@ -187,7 +188,7 @@ def _results(path: str | Path, verify: bool) -> dict[str, Any]:
         "bytes": {"total": sum(part.stat().st_size for part in parts)},
         "columns": {field.name: str(field.type) for field in open_table(parts).schema} if parts else {},
         "options": {key: value for key, value in identity.items() if value not in (None, [], {})},
-        "calibration": manifest["calibration"] or {},
+        "calibration": Calibration.from_json(found, f"{folder / MANIFEST}: its calibration").to_json() if found else {},
         "origin": {
             "format_version": ".".join(map(str, manifest["version"])),
             "tool_version": manifest["tool_version"],
