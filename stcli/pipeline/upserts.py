@@ -80,7 +80,7 @@ class Upserts:
             kind = schema.features[feature["name"]][0]
             if kind != feature["kind"]:
                 raise InputError(
-                    f"{name}: column {feature['name']!r} is a {kind} feature, in the artifact it is {feature['kind']}; "
+                    f"{name}: column {feature['name']!r} is {kind}, the feature of the artifact is {feature['kind']}; "
                     "write it with that type, or build a new index"
                 )
         stated = (self.table.schema.metadata or {}).get(VERSION_METADATA, b"").decode() or None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stcli.errors import FormatError
+from stcli.storage.kinds import PARQUET_MAGIC
 from stcli.storage.manifest import ARTIFACT, canonical, check_sealed, hash_array, sealed
 from stcli.storage.tensors import LazyArray, read_safetensors, write_safetensors
 
@@ -50,6 +51,9 @@ def open_artifact_file(path: Path, verify: bool = False) -> Artifact:
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "not there"
         raise FormatError(f"{path}: is {kind}; expected a .safetensors file made by stcli pack-model")
+    with path.open("rb") as file:
+        if file.read(4) == PARQUET_MAGIC:
+            raise FormatError(f"{path}: is a Parquet file; expected a .safetensors file made by stcli pack-model")
     text, arrays = read_safetensors(path)
     try:
         manifest = check_sealed(ARTIFACT, json.loads(text), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stcli.errors import FormatError, InputError
+from stcli.storage.listing import find_files
 from stcli.storage.manifest import ARTIFACT, INDEX, REPORT, RESULTS, SET, read_json
 from stcli.storage.shape import brief
 
@@ -34,8 +35,7 @@ def kind_of(path: str | Path) -> str:
         return _kind_of_directory(path)
     if not path.exists():
         raise InputError(f"{path}: no such file or directory; {EXPECTED}")
-    with path.open("rb") as file:
-        start = file.read(9)
+    start = _start(path)
     if start[:4] == PARQUET_MAGIC:
         return PARQUET
     if len(start) == 9 and start[8:] == b"{":
@@ -56,5 +56,23 @@ def _kind_of_directory(path: Path) -> str:
     if (path / "report.json").exists():
         return REPORT
     if any(file.suffix == ".parquet" or file.name == "_SUCCESS" for file in path.rglob("*")):
+        foreign = next((file.path for file in find_files(str(path)) if _is_foreign(Path(file.path))), None)
+        if foreign is not None:
+            raise FormatError(
+                f"{path}: the directory is none of ours, and no table either: {foreign} is not Parquet; {EXPECTED}"
+            )
         return PARQUET
-    raise FormatError(f"{path}: a directory without manifest.json, set.json, report.json or Parquet files; {EXPECTED}")
+    raise FormatError(
+        f"{path}: the directory is none of ours, without manifest.json, set.json, report.json or Parquet files; "
+        f"{EXPECTED}"
+    )
+
+
+def _is_foreign(file: Path) -> bool:
+    """Neither its name nor its first bytes say Parquet; a table that is cut short is not meant."""
+    return file.suffix not in ("", ".parquet") and _start(file)[:4] != PARQUET_MAGIC
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(9)

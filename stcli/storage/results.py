@@ -48,6 +48,15 @@ def _list_encodings(schema: pa.Schema) -> dict[str, str]:
     }
 
 
+INPUTS = {
+    "artifact": "the artifact",
+    "queries": "the query table",
+    "item_lists": "the table of --only-items or --exclude-items",
+    "given_calibration": "--calibration",
+}
+"""How messages call the inputs that results depend on, beside options."""
+
+
 class PartsFolder:
     """The parts of a run that is going on; several processes may write into it.
 
@@ -129,11 +138,14 @@ class ResultsWriter(PartsFolder):
             key for key in self._identity.keys() | before.keys() if self._identity.get(key) != before.get(key)
         )
         if changed:
-            key = changed[0]
+            values = [
+                f" ({key} was {_short(before.get(key))}, is {_short(self._identity.get(key))})"
+                for key in changed
+                if key not in INPUTS  # whose fingerprints tell nobody anything
+            ]
             raise InputError(
-                f"{self.folder}: {', '.join(changed)} changed since that run ({key} was "
-                f"{_short(before.get(key))}, is {_short(self._identity.get(key))}); "
-                "give the same inputs and options, or --overwrite to start again"
+                f"{self.folder}: {', '.join(INPUTS.get(key, key) for key in changed)} changed since that run"
+                f"{''.join(values[:1])}; give the same inputs and options, or --overwrite to start again"
             )
 
     def _found(self) -> Any | None:

@@ -130,13 +130,23 @@ def test_foreign_file(tmp_path, content):
 
 
 def test_foreign_directories(tmp_path):
-    with pytest.raises(FormatError, match=r"without manifest\.json"):
+    with pytest.raises(FormatError, match=r"the directory is none of ours, without manifest\.json"):
         stcli.inspect(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "other"}')
     with pytest.raises(FormatError, match="format is 'other'"):
         stcli.inspect(tmp_path)
     (tmp_path / "manifest.json").write_text("not json")
     with pytest.raises(FormatError, match="not JSON"):
+        stcli.inspect(tmp_path)
+
+
+def test_a_directory_of_tables_and_other_files_is_none(tiny, tmp_path):
+    shutil.copy(tiny.items, tmp_path / "items.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / ".hidden").write_text("x")
+    assert stcli.inspect(tmp_path)["kind"] == "parquet"
+    shutil.copytree(tiny.index, tmp_path / "items.index")
+    with pytest.raises(FormatError, match=r"the directory is none of ours, and no table either: .*npy is not Parquet"):
         stcli.inspect(tmp_path)
 
 

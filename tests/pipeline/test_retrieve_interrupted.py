@@ -123,9 +123,9 @@ def test_resume_with_other_options_is_refused(tiny, tmp_path, changed, named):
 def test_resume_with_other_inputs_is_refused(tiny, kept, tmp_path):
     interrupted(tiny, tmp_path / "out")
     other = write_queries(tmp_path / "q.parquet", tiny.vectors, filter=pa.array(tiny.filters, pa.string()))
-    with pytest.raises(InputError, match=r"queries changed"):
+    with pytest.raises(InputError, match=r"the query table changed since that run; give"):
         stcli.retrieve(tiny.model, other, tmp_path / "out", resume=True, **RUN)
-    with pytest.raises(InputError, match=r"artifact changed"):
+    with pytest.raises(InputError, match=r"the artifact changed since that run; give"):
         stcli.retrieve(kept, tiny.queries, tmp_path / "out", resume=True, **{**RUN, "filter_column": "filter"})
 
 

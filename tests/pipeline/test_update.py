@@ -202,6 +202,13 @@ def test_bad_rows_are_set_aside_and_their_old_versions_stay(tiny, tmp_path):
     assert pq.read_table(summary["outputs"]["rejected"])["row"].to_pylist() == [1, 3]
 
 
+def test_a_benchmark_of_an_updated_set_names_compact(tiny, tmp_path):
+    pq.write_table(pq.read_table(tiny.items).slice(0, 3), tmp_path / "new.parquet")
+    stcli.update(tiny.model, tmp_path / "set", upsert=tmp_path / "new.parquet")
+    with pytest.raises(InputError, match=r"a set of 2 files; .* make one of it with stcli update --compact"):
+        stcli.bench(tmp_path / "set", tiny.queries, tmp_path / "report", k=5)
+
+
 def test_tables_that_do_not_fit(tiny, tmp_path):
     table = pq.read_table(tiny.items).slice(0, 3)
     strings = pa.array(["a", "b", "c"])
@@ -213,7 +220,7 @@ def test_tables_that_do_not_fit(tiny, tmp_path):
         (table.drop_columns(["color"]), "no column 'color'"),
         (table.set_column(0, "item_id", strings), "'item_id' holds string ids, the artifact has int64 ids"),
         (table.set_column(1, "embedding", wide), "embeddings have 17 dimensions, those of the artifact 16"),
-        (table.set_column(5, "year", strings), "'year' is a string feature, in the artifact it is integer"),
+        (table.set_column(5, "year", strings), "'year' is string, the feature of the artifact is integer"),
         (versioned, "has embeddings of version '2', the artifact of '1'"),
     ):
         pq.write_table(given, tmp_path / "new.parquet")
