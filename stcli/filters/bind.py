@@ -11,7 +11,7 @@ import pyarrow as pa
 from stcli.errors import FilterError, InputError, nearest
 from stcli.filters.binder import Binder
 from stcli.filters.clause import BoundClause, Operands
-from stcli.filters.lexicon import value_text
+from stcli.filters.lexicon import FeatureValue, value_text
 from stcli.filters.literals import Literals, read_literals
 from stcli.filters.pieces import Pieces
 from stcli.filters.program import FilterBatch, Planner
@@ -57,10 +57,10 @@ class TemplatePlan:
             self._over[id(planner)] = TemplatePlan(self.template, planner)
         return self._over[id(planner)]
 
-    def unknown_literals(self, others: Sequence[Planner]) -> int:
-        """How many literals of the text are no value of their feature, nor are over other planners."""
+    def unknown_literals(self, others: Sequence[Planner]) -> list[FeatureValue]:
+        """The literals of the text that are no value of their feature, nor are over other planners."""
         elsewhere = [self.over(other)._binder.unknown_literals for other in others]
-        return sum(all(literal in found for found in elsewhere) for literal in self._binder.unknown_literals)
+        return [literal for literal in self._binder.unknown_literals if all(literal in found for found in elsewhere)]
 
     def check(self, queries: ReadQueries) -> dict[int, FilterError]:
         """The queries whose filter cannot be used, with the reason."""

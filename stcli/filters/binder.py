@@ -16,7 +16,7 @@ from stcli.filters.bind_filters import Source, bind_filters
 from stcli.filters.bounds import Bounder, Unknown, find_feature, resolve
 from stcli.filters.clause import BoundClause, ClausePlan, Operands
 from stcli.filters.layout import Layout
-from stcli.filters.lexicon import Placeholder, Value
+from stcli.filters.lexicon import FeatureValue, Placeholder
 from stcli.filters.literals import Literals
 from stcli.filters.pieces import Code, Ops, Pieces, join_pieces
 from stcli.filters.program import FilterBatch
@@ -74,7 +74,7 @@ class Binder:
         self._bounder = Bounder(layout)
         self._sources: list[ClausePlan | _Static] = []
         self._ops: list[int] = []  # the template as a program; a number >= 0 pushes that source
-        self.unknown_literals: list[tuple[str, Value | Placeholder]] = []
+        self.unknown_literals: list[FeatureValue] = []
         if template.tree is not None:
             self._compile(template.tree, True)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from stcli.errors import FilterError, InputError, nearest
 from stcli.filters.layout import Layout
-from stcli.filters.lexicon import Placeholder, Value
+from stcli.filters.lexicon import FeatureValue
 from stcli.filters.tree import And, Between, Compare, Constant, Flag, In, IsNull, Node, Not, Or
 from stcli.filters.vocabulary import Feature, Vocabulary
 from stcli.types import LEAF_ALL, LEAF_BLOOM, LEAF_EQUAL, LEAF_LESS, LEAF_NONE, LEAF_OWN
@@ -45,7 +45,7 @@ _LEAVES = (Compare, In, Between, IsNull, Flag)
 class Unknown:
     """The literals that are no value of their feature, as (feature, literal); such a leaf matches nothing."""
 
-    literals: list[tuple[str, Value | Placeholder]] = field(default_factory=list)
+    literals: list[FeatureValue] = field(default_factory=list)
 
     @property
     def values(self) -> int:

@@ -50,6 +50,10 @@ class Placeholder:
     position: int = field(default=0, compare=False, repr=False)
 
 
+FeatureValue = tuple[str, Value | Placeholder]
+"""The name of a feature, and what a filter compares it with."""
+
+
 def unquote(token: str) -> str:
     """The content of a quoted string or name: the quotes at both ends gone, doubled ones inside made single."""
     quote, inner = token[0], token[1:-1]

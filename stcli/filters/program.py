@@ -18,7 +18,7 @@ import torch
 from stcli.errors import FilterError
 from stcli.filters.bounds import Bounder, Rows, Unknown, resolve
 from stcli.filters.layout import Layout
-from stcli.filters.lexicon import Placeholder, Value
+from stcli.filters.lexicon import FeatureValue
 from stcli.filters.parse import parse
 from stcli.filters.pieces import Code, Pieces
 from stcli.filters.texts import TextReader
@@ -197,16 +197,21 @@ class Planner:
         codes, code_of_query = self.codes(given)
         if not others or not any(code.unknown_values for code in codes):
             return _sum_unknown(codes, code_of_query)
-        return sum(count * self._unknown_to_all(item, others) for item, count in Counter(given).items())
+        return sum(count * len(self._unknown_to_all(item, others)) for item, count in Counter(given).items())
 
-    def _unknown_to_all(self, given: str | Node | None, others: Sequence[Planner]) -> int:
+    def first_unknown(self, given: Sequence[str | Node | None], others: Sequence[Planner] = ()) -> FeatureValue | None:
+        """The first of these literals."""
+        found = (self._unknown_to_all(item, others) for item in dict.fromkeys(given))
+        return next((literals[0] for literals in found if literals), None)
+
+    def _unknown_to_all(self, given: str | Node | None, others: Sequence[Planner]) -> list[FeatureValue]:
         code = self._code(given)
         if code is None or not code.unknown_values:
-            return 0
+            return []
         elsewhere = [set(other.unknown_literals(given)) for other in others]
-        return sum(all(literal in found for found in elsewhere) for literal in self.unknown_literals(given))
+        return [literal for literal in self.unknown_literals(given) if all(literal in found for found in elsewhere)]
 
-    def unknown_literals(self, given: str | Node | None) -> list[tuple[str, Value | Placeholder]]:
+    def unknown_literals(self, given: str | Node | None) -> list[FeatureValue]:
         """The literals of a filter that are no value of their feature, as (feature, literal)."""
         node, unknown = parse(given) if isinstance(given, str) else given, Unknown()
         if node is not None:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stcli.errors import FilterError
 from stcli.filters.bind import ReadQueries, TemplatePlan
+from stcli.filters.lexicon import FeatureValue
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.tree import Node
 
@@ -33,6 +34,9 @@ class FilterSource(Protocol):
 
     def unknown_values(self, others: Sequence[Planner] = ()) -> int:
         """Literals in the filter texts that are no value of their feature, nor are over other planners."""
+
+    def first_unknown(self, others: Sequence[Planner] = ()) -> FeatureValue | None:
+        """The first of these literals."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class GivenFilters:
     def unknown_values(self, others: Sequence[Planner] = ()) -> int:
         """Literals in the filters that are no value of their feature, nor are over other planners."""
         return self.planner.unknown_values(self.given, others)
+
+    def first_unknown(self, others: Sequence[Planner] = ()) -> FeatureValue | None:
+        """The first of these literals."""
+        return self.planner.first_unknown(self.given, others)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,13 @@ class BoundFilters:
         Bound values are not counted.
         """
         in_texts = self.plan.planner.unknown_values(self.texts, others)
-        return in_texts + len(self) * self.plan.unknown_literals(others)
+        return in_texts + len(self) * len(self.plan.unknown_literals(others))
+
+    def first_unknown(self, others: Sequence[Planner] = ()) -> FeatureValue | None:
+        """The first of these literals."""
+        return next(iter(self.plan.unknown_literals(others)), None) or self.plan.planner.first_unknown(
+            self.texts, others
+        )
 
 
 @dataclass(frozen=True)
@@ -143,3 +157,7 @@ class PlannedFilters:
     def unknown_values(self, others: Sequence[Planner] = ()) -> int:
         """Literals in the filter texts that are no value of their feature, nor are over other planners."""
         return self.source.unknown_values(others)
+
+    def first_unknown(self, others: Sequence[Planner] = ()) -> FeatureValue | None:
+        """The first of these literals."""
+        return self.source.first_unknown(others)

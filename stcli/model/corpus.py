@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from stcli.errors import InputError
+from stcli.filters.lexicon import feature_text, value_text
 from stcli.filters.program import FilterBatch, Planner
 from stcli.filters.source import FilterSource
 from stcli.model.admitted import Admitted
@@ -173,9 +174,10 @@ class Corpus(nn.Module):
             InputError: there are several.
         """
         if len(self.segments) > 1:
+            updated = self.rank_shift is not None  # with fresh items
             raise InputError(
-                f"the artifact is a set of {len(self.segments)} files; this needs one of a single file: pack the index "
-                "without --shards"
+                f"the artifact is a set of {len(self.segments)} files; this needs one of a single file: "
+                + ("make one of it with stcli update --compact" if updated else "pack the index without --shards")
             )
         return self.segments[0]
 
@@ -227,6 +229,11 @@ class Corpus(nn.Module):
     def unknown_values(self, filters: FilterSource) -> int:
         """Literals in the filter texts that are no value of their feature in any segment."""
         return filters.unknown_values(self.other_planners)
+
+    def first_unknown(self, filters: FilterSource) -> str | None:
+        """The first of them with its feature, as a filter would say it."""
+        found = filters.first_unknown(self.other_planners)
+        return None if found is None else f"{feature_text(found[0])} = {value_text(found[1])}"
 
     def batches(
         self, filters: FilterSource, start: int, stop: int, most: int | None = None

@@ -60,6 +60,7 @@ class _Ready:
         batch: as it was read.
         queries: its filters are planned, and what the search reads of it is on the device.
         unknown_values: literals of the filters that no item has.
+        first_unknown: one of them as text, or None.
         arrival: of what was sent to the device.
     """
 
@@ -67,6 +68,7 @@ class _Ready:
     batch: pa.RecordBatch
     queries: QueryBatch
     unknown_values: int
+    first_unknown: str | None
     arrival: Arrival
 
 
@@ -87,6 +89,7 @@ class Engine:
         scoring: what happens after the search, for requests of several tasks or with candidates.
         calibrated_k: k to calibrate the search for.
         reject: called with (table row of the batch, its bad rows, its ids).
+        first_unknown: a comparison with a value that no item has, if a filter had one.
     """
 
     reader: QueryReader
@@ -101,6 +104,7 @@ class Engine:
     scoring: ScoringOptions
     reject: Callable[[int, BadRows, pa.Array], None]
     counts: Counts = field(default_factory=Counts)
+    first_unknown: str | None = None
     model: Retriever = field(init=False)
     kept: KeptColumns = field(init=False)
     ranks: bool = field(init=False)
@@ -178,11 +182,12 @@ class Engine:
         queries = self.reader.read(batch)
         requests, lists, place = queries.requests, queries.lists, self.model.device
         unknown = self.model.unknown_values(requests.filters)
+        first = self.model.first_unknown(requests.filters) if unknown else None
         filters = plan_ahead(self.model, requests.filters, upload)
         requests = replace(requests, filters=filters, users=upload.send(requests.users, place))
         if self.plain:  # else they are looked up on the host
             lists = upload.send(lists, place)
-        return _Ready(row, batch, replace(queries, requests=requests, lists=lists), unknown, upload.sent())
+        return _Ready(row, batch, replace(queries, requests=requests, lists=lists), unknown, first, upload.sent())
 
     def _search(self, ready: _Ready) -> tuple[_Ready, Results]:
         with search_stream(self.model):
@@ -195,6 +200,7 @@ class Engine:
         if queries.no_item is not None:
             results = without(results, torch.from_numpy(queries.no_item))
         self.counts.unknown_values += ready.unknown_values
+        self.first_unknown = self.first_unknown or ready.first_unknown
         self.counts.unknown_events += queries.unknown_events
         self.counts.unknown_excluded += queries.lists.unknown if queries.lists else 0
         return self._table(ready.batch, queries, results)

@@ -186,7 +186,7 @@ class Run:
         if config.bad_rows == "fail":
             self._check_filters()
         writer = ResultsWriter(self.output, self._identity(given), config.resume, config.overwrite)
-        stages, counts = Stages(), Counts()
+        stages, counts, first_unknown = Stages(), Counts(), None
         try:
             with stages("calibrate"):
                 calibration = self._calibration(given, writer, engine.calibrated_k)
@@ -197,6 +197,7 @@ class Run:
                 for done, number in enumerate(chain(resumed, self._answer(missing, writer, engine)), 1):
                     info = writer.part_info(number)
                     counts.add(Counts(**info["counts"]))
+                    first_unknown = first_unknown or info.get("first_unknown")
                     self.quarantine.restore(info["rejected"])
                     tell("part", stage="search", number=number, resumed=number in resumed, **info["counts"])
                     self.progress("retrieve", min(done * config.part_rows, self.num_rows), self.num_rows, "queries")
@@ -224,7 +225,7 @@ class Run:
         if writer.is_whole:
             self.warnings.append(f"{self.output}: was whole already, from the same inputs and options")
         manifest = writer.finish({"tool_version": __version__, "counts": asdict(counts)}, self.num_parts, run)
-        self._warn_about(counts)
+        self._warn_about(counts, first_unknown)
         return {
             "command": "retrieve",
             "counts": asdict(counts) | {"parts": self.num_parts, "parts_resumed": len(resumed)},
@@ -266,9 +267,16 @@ class Run:
         sample = sample_queries(self.reader, self.table, self.num_rows, size, seed)
         return on_first_device(self, open_run, lambda model: audit(model, sample, options))
 
-    def _warn_about(self, counts: Counts) -> None:
+    def _warn_about(self, counts: Counts, first_unknown: str | None) -> None:
+        if 2 * counts.rejected > counts.queries:
+            self.warnings.append(
+                f"{counts.rejected} of {counts.queries} queries were rejected; the list beside the results says why"
+            )
         if counts.unknown_values:
-            self.warnings.append(f"{counts.unknown_values} filter values do not occur in the index and match nothing")
+            such = f", such as {first_unknown}" if first_unknown else ""
+            self.warnings.append(
+                f"{counts.unknown_values} filter values do not occur in the index and match nothing{such}"
+            )
         if counts.missing:
             named = {"candidates": self.reader.candidates_column, "query items": self.reader.item_column}
             what = " and ".join(name for name, column in named.items() if column is not None)
@@ -333,11 +341,12 @@ class Run:
         each = (self.table.batches(columns, most, *self._rows(number)) for number in numbers)
 
         def info() -> dict[str, Any]:
-            return {"counts": asdict(engine.counts), "rejected": self._rejected}
+            counts, first = asdict(engine.counts), engine.first_unknown
+            return {"counts": counts, "first_unknown": first, "rejected": self._rejected}
 
         with closing(engine.run(prefetch(chain.from_iterable(each)))) as answered:
             for number in numbers:
-                engine.counts, self._rejected = Counts(), []
+                engine.counts, engine.first_unknown, self._rejected = Counts(), None, []
                 folder.write_part(number, self._of_part(number, answered, engine), engine.schema, info)
                 yield number
 

@@ -84,7 +84,10 @@ def test_parts_and_warnings(cli, tiny):
         (2, 20, False),
     ]
     (warning,) = [line for line in found if line["level"] == "warning"]
-    assert warning["fields"]["message"] == "13 filter values do not occur in the index and match nothing"
+    assert (
+        warning["fields"]["message"]
+        == "13 filter values do not occur in the index and match nothing, such as color = 'no such colour'"
+    )
     assert err == f"stcli: warning: {warning['fields']['message']}\n"
     record = json.loads(Path("out/_run.json").read_text())
     assert {"finished", "output", "timings_s", "queries_per_s", "memory_bytes", "retries"} == record.keys()

@@ -372,6 +372,9 @@ def test_unknown_values_of_the_template_itself_count_for_each_query():
     plan = TemplatePlan(Template(text), planner)
     filters = BoundFilters(plan, {"x": pa.array(["de", "en", "?"])}, [None, "tag = 'zz'", None])
     assert filters.unknown_values() == 3 * 3 + 1  # 'xx', 'yy' and 7; what is bound is not counted
+    assert filters.first_unknown() in {("lang", "xx"), ("tag", "yy"), ("price", 7)}
+    known = BoundFilters(TemplatePlan(Template("lang IN ('de', $x)"), planner), filters.columns, filters.texts)
+    assert known.first_unknown() == ("tag", "zz")  # of the text of a query
     knows_some = index_table(pa.concat_tables([ITEMS, ITEMS.set_column(2, "tag", pa.array([["yy"]] * 5))])).planner
     assert filters.unknown_values([knows_some]) == 3 * 2 + 1
 

@@ -132,6 +132,8 @@ def test_check_names_the_queries_that_failed(items):
 def test_unknown_values_are_counted_a_query(items):
     texts = ["tags = 'x' OR tags IN ('y', 'a')", "tags = 'a'", None, "tags = 'x' OR tags IN ('y', 'a')"]
     assert items.planner.unknown_values(texts) == 4
+    assert items.planner.first_unknown(["tags = 'a'", *texts]) == ("tags", "x")
+    assert items.planner.first_unknown(["tags = 'a'", None]) is None
 
 
 def test_moved_to_another_device_keeps_its_shapes(items):

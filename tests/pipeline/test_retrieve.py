@@ -32,7 +32,8 @@ def test_the_rows_are_those_of_the_model(tiny, tmp_path):
     assert counts["rejected"] == 0
     assert counts["unknown_values"] == tiny.filters.count("color = 'no such colour'")
     assert summary["warnings"] == [
-        f"{counts['unknown_values']} filter values do not occur in the index and match nothing"
+        f"{counts['unknown_values']} filter values do not occur in the index and match nothing, "
+        "such as color = 'no such colour'"
     ]
 
 
@@ -232,7 +233,7 @@ def test_items_that_nobody_or_only_somebody_gets(tiny, tmp_path):
     assert set(found["status"].to_pylist()) == {"short"}
     assert len([text for text in summary["warnings"] if "are no items" in text]) == 2
     assert {len(set(items) & never) for items in found["item_id"].to_pylist()} == {0}
-    with pytest.raises(InputError, match=r"item_lists changed"):
+    with pytest.raises(InputError, match=r"the table of --only-items or --exclude-items changed"):
         stcli.retrieve(tiny.model, tiny.queries, tmp_path / "out", k=250, exact=True, resume=True)
 
 

@@ -39,6 +39,21 @@ def test_bad_rows_are_set_aside_with_their_reason(tiny, tmp_path):
     assert read(tmp_path / "alone").to_pylist() == [table[row] for row in good]
 
 
+@pytest.mark.parametrize(("bad", "warned"), [(3, False), (4, True)])
+def test_a_run_that_rejects_most_queries_says_so(tiny, tmp_path, bad, warned):
+    vectors = tiny.vectors[:6].copy()
+    vectors[:bad] = np.nan
+    queries = write_queries(tmp_path / "q.parquet", vectors)
+    told = stcli.retrieve(tiny.model, queries, tmp_path / "out", bad_rows="quarantine", max_bad_fraction=1, k=3)
+    text = "4 of 6 queries were rejected; the list beside the results says why"
+    assert told["warnings"] == ([text] if warned else [])
+
+
+def test_a_table_is_no_artifact(tiny, tmp_path):
+    with pytest.raises(FormatError, match=r"items\.parquet: is a Parquet file; expected a \.safetensors file made by"):
+        stcli.retrieve(tiny.items, tiny.queries, tmp_path / "out", k=3)
+
+
 def test_a_batch_of_bad_rows_only(tiny, tmp_path):
     vectors = tiny.vectors[:6].copy()
     vectors[2:4] = np.nan

@@ -150,7 +150,7 @@ def test_a_value_of_fresh_items_alone_is_known(updated, tmp_path):
     pq.write_table(queries.set_column(2, "filter", pa.array(texts)), tmp_path / "q.parquet")
     told = stcli.retrieve(updated.path, tmp_path / "q.parquet", tmp_path / "out", filter_column="filter", k=5)
     assert [text for text in told["warnings"] if "match nothing" in text] == [
-        "10 filter values do not occur in the index and match nothing"
+        "10 filter values do not occur in the index and match nothing, such as tags = 'nowhere'"
     ]
     assert stcli.explain(updated.path, texts[0])["unknown_values"] == {}
     assert len(stcli.explain(updated.path, "tags IN ('n001', 'x', 'y')")["unknown_values"]) == 2
