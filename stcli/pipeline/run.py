@@ -22,6 +22,7 @@ from stcli.model.device import choose_devices, describe_device, limit_threads
 from stcli.model.open import open_artifact
 from stcli.model.placement import Placement, Spread
 from stcli.model.planner import Calibration, SearchOptions, default_candidates
+from stcli.model.retriever import Retriever
 from stcli.model.scoring_options import ScoringOptions
 from stcli.pipeline.audit import DEFAULT_SAMPLE, SEED_APART, audit, check_thresholds
 from stcli.pipeline.engine import SCORE_TYPES, Counts, Engine
@@ -388,19 +389,14 @@ class Run:
         if found is None:
             count = max(CALIBRATION_SAMPLE // self.reader.num_vectors, 1)
             sample = sample_queries(self.reader, self.table, self.num_rows, count, self.config.seed)
-            found = on_first_device(
-                self,
-                open_run,
-                lambda model: calibrate(
-                    model,
-                    sample.vectors,
-                    sample.filters,
-                    k,
-                    self.config.target_recall,
-                    seed=self.config.seed,
-                    total=self.num_rows * self.reader.num_vectors,
-                    allowed=self.lists.allowed,
-                ),
-            )
+            total = self.num_rows * self.reader.num_vectors
+
+            def measure(model: Retriever) -> Calibration:
+                return calibrate(
+                    model, sample.vectors, sample.filters, k, self.config.target_recall,
+                    seed=self.config.seed, total=total, allowed=self.lists.allowed,
+                )  # fmt: skip
+
+            found = on_first_device(self, open_run, measure)
         writer.save_calibration(found.to_json())
         return found
