@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.emulation.emulate import COMPILER, WHY_MISSING, sanitizing
+from tests.emulation.emulate import COMPILER, KERNELS, WHY_MISSING, sanitizing
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason=WHY_MISSING),
@@ -24,7 +24,9 @@ TESTS = [
     "test_filter_probes.py::test_equals_the_loop[65]",
     "test_filter_probes.py::test_equals_the_loop[4160]",
     "test_probe_tiles.py::test_each_pair_comes_once[300-33-20]",
+    "test_probe_tiles.py::test_each_pair_comes_once[9-6000-64]",
     "test_rescore.py::test_equals_the_loop",
+    "test_row_tiles.py",
     "test_verify_terms.py",
     "test_select_keys.py::test_the_best_stay[100-2500-random]",
     "test_select_keys.py::test_the_best_stay[1000-1200-few_scores]",
@@ -36,6 +38,12 @@ TESTS = [
         for form in ("dp4a", "mma", "mma_narrow")
     ),
 ]
+
+
+def test_every_kernel_file_is_among_them():
+    tests = "".join(TESTS)
+    for path in KERNELS.glob("*.cu"):
+        assert f"test_{path.stem.partition('_dp4a')[0].partition('_mma')[0]}.py" in tests
 
 
 @pytest.mark.slow
