@@ -132,7 +132,7 @@ def check_offsets(manifest: Mapping[str, Any], arrays: Arrays, where: str, name:
 def check_ranks(manifest: Mapping[str, Any], arrays: Arrays, where: str) -> None:
     """Check that every row has a rank of its own.
 
-    Two rows of one rank would get one place in a list of results on a GPU, and leave another as it was in memory.
+    Equal scores are ordered by rank, so that of two rows of one rank either could come first.
 
     Raises:
         FormatError: naming the array.
